@@ -1,0 +1,103 @@
+"""The one interceptor that turns errors into statuses.
+
+Handlers raise ServeErrors; whatever else they raise is logged with its
+traceback and reaches the caller as INTERNAL with a generic text (grpc.aio
+would send the exception's own text, heap addresses included).
+
+Next: gateway/server.py and worker/server.py, which install it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from tessera.errors import DOMAIN, Internal, ServeError
+
+log = structlog.get_logger(__name__)
+
+
+def status_of(error: ServeError) -> status_pb2.Status:
+    """Return google.rpc.Status with ErrorInfo, and BadRequest and RetryInfo where they apply."""
+    details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.message, reason=error.reason
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = []
+    for detail in details:
+        message = any_pb2.Any()
+        message.Pack(detail)
+        packed.append(message)
+    return status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=error.message, details=packed)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler so that it ends in a message or in one described status."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Return the method's handler with its errors translated."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        if handler.response_streaming:
+            kind = "stream_stream" if handler.request_streaming else "unary_stream"
+            make = getattr(grpc, f"{kind}_rpc_method_handler")
+            inner = _streaming(getattr(handler, kind), method)
+        else:
+            kind = "stream_unary" if handler.request_streaming else "unary_unary"
+            make = getattr(grpc, f"{kind}_rpc_method_handler")
+            inner = _unary(getattr(handler, kind), method)
+        return make(inner, handler.request_deserializer, handler.response_serializer)
+
+
+def _unary(inner: Callable, method: str) -> Callable:
+    async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await inner(request, context)
+        except BaseException as error:
+            await _end(error, context, method)
+
+    return handle
+
+
+def _streaming(inner: Callable, method: str) -> Callable:
+    async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            async for response in inner(request, context):
+                yield response
+        except BaseException as error:
+            await _end(error, context, method)
+
+    return handle
+
+
+async def _end(error: BaseException, context: grpc.aio.ServicerContext, method: str) -> NoReturn:
+    if isinstance(error, asyncio.CancelledError | GeneratorExit | grpc.aio.AbortError):
+        raise error
+    if not isinstance(error, ServeError):
+        if not isinstance(error, Exception):
+            raise error
+        log.error("unexpected_error", method=method, exc_info=error)
+        error = Internal()
+    status = rpc_status.to_status(status_of(error))
+    context.set_trailing_metadata(status.trailing_metadata)
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort returned")
