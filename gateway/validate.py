@@ -1,0 +1,245 @@
+"""Validation at the edge: protobuf messages in, trusted requests out.
+
+What can be seen from the message alone is refused here, with the path of the
+field; media and prompt are looked at later.
+
+Next: pipeline.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from google.protobuf import json_format
+from tessera.errors import InvalidArgument, ServeError, Unimplemented
+from tessera.items import item_from_proto
+from tessera.modality import Modality
+from tessera.v1 import inference_service_pb2 as pb
+from tessera.v1 import types_pb2 as types
+
+from gateway.media.options import ImageOptions, VideoOptions, merge
+from gateway.media.source import DataUrl, FilePath, FrameList, HttpUrl, InlineBytes, MediaSource, UploadedId
+from gateway.processor.messages import ChatMessage, MediaPart, TextPart
+from gateway.request import ChatRequest, GenerateRequest, Medium
+
+ROLES = {
+    pb.ROLE_SYSTEM: "system",
+    pb.ROLE_USER: "user",
+    pb.ROLE_ASSISTANT: "assistant",
+    pb.ROLE_TOOL: "tool",
+}
+LAYOUTS = {types.VIDEO_LAYOUT_UNSPECIFIED: "v5", types.VIDEO_LAYOUT_V5: "v5", types.VIDEO_LAYOUT_V4: "v4"}
+MAX_SALT_BYTES = 256
+MAX_MESSAGES = 4096
+MAX_FRAMES_LISTED = 4096
+
+
+@contextmanager
+def at(path: str) -> Iterator[None]:
+    """Put `path` before the field of any error that is raised inside."""
+    try:
+        yield
+    except ServeError as error:
+        raise error.under(path) from error.__cause__
+
+
+def chat_request(message: pb.ChatRequest, max_items: int) -> ChatRequest:
+    """Return the trusted form of a ChatRequest.
+
+    Raises:
+        InvalidArgument, Unimplemented: with the field's path.
+    """
+    if not message.messages:
+        raise InvalidArgument("A chat has at least one message.", reason="FIELD_REQUIRED", field="messages")
+    if len(message.messages) > MAX_MESSAGES:
+        raise InvalidArgument(f"A chat has at most {MAX_MESSAGES} messages.", reason="TOO_MANY", field="messages")
+    defaults = message.media_options
+    with at("media_options"):
+        layout = _layout(defaults.video_layout)
+        image, video = image_options(defaults.image), video_options(defaults.video)
+    reader = _PartReader(image, video)
+    messages = tuple(reader.message(turn, f"messages[{index}]") for index, turn in enumerate(message.messages))
+    _check_count(len(reader.media), max_items, "messages")
+    return ChatRequest(
+        messages=messages,
+        media=tuple(reader.media),
+        sampling=message.sampling,
+        video_layout=layout,
+        template_args=template_args(message),
+        add_generation_prompt=message.add_generation_prompt if message.HasField("add_generation_prompt") else True,
+        cache_salt=_salt(message.cache_salt),
+    )
+
+
+def generate_request(message: pb.GenerateRequest, max_items: int) -> GenerateRequest:
+    """Return the trusted form of a GenerateRequest.
+
+    Raises:
+        InvalidArgument, Unimplemented: with the field's path.
+    """
+    prompt = message.WhichOneof("prompt")
+    if prompt is None:
+        raise InvalidArgument(
+            "A request has token ids or a text to continue.", reason="FIELD_REQUIRED", field="token_ids"
+        )
+    if prompt == "token_ids" and not message.token_ids.ids:
+        raise InvalidArgument("A prompt has at least one token.", reason="FIELD_REQUIRED", field="token_ids.ids")
+    if prompt == "text" and not message.text:
+        raise InvalidArgument("A prompt has at least one character.", reason="FIELD_REQUIRED", field="text")
+    _check_count(len(message.items), max_items, "items")
+    items = []
+    for index, item in enumerate(message.items):
+        with at(f"items[{index}]"):
+            items.append(item_from_proto(item))
+    return GenerateRequest(
+        token_ids=tuple(message.token_ids.ids) if prompt == "token_ids" else None,
+        text=message.text if prompt == "text" else None,
+        items=tuple(items),
+        sampling=message.sampling,
+        video_layout=_layout(message.video_layout),
+        cache_salt=_salt(message.cache_salt),
+    )
+
+
+def image_options(message: types.ImageOptions) -> ImageOptions:
+    """Return the set fields of a message; bounds are checked where they are resolved."""
+    return ImageOptions(**_set_fields(message))
+
+
+def video_options(message: types.VideoOptions) -> VideoOptions:
+    """Return the set fields of a message; bounds are checked where they are resolved."""
+    values = _set_fields(message)
+    if message.frame_indices:
+        values["frame_indices"] = tuple(message.frame_indices)
+    return VideoOptions(**values)
+
+
+def template_args(message: pb.ChatRequest) -> dict[str, Any]:
+    """Return the template's arguments; absent and empty are alike."""
+    args = json_format.MessageToDict(message.template_args)
+    for name in args:
+        if name in ("messages", "add_generation_prompt"):
+            raise InvalidArgument(
+                f"{name} is a field of the request, not an argument of the template.",
+                reason="TEMPLATE_ARGS",
+                field=f"template_args.{name}",
+            )
+    return args
+
+
+class _PartReader:
+    """Reads the parts of a chat and collects its media in order."""
+
+    def __init__(self, image: ImageOptions, video: VideoOptions) -> None:
+        self._image = image
+        self._video = video
+        self.media: list[Medium] = []
+
+    def message(self, turn: pb.Message, path: str) -> ChatMessage:
+        """Return one turn, with places for its media."""
+        with at(path):
+            role = ROLES.get(turn.role)
+            if role is None:
+                raise InvalidArgument("A message names who speaks.", reason="FIELD_REQUIRED", field="role")
+            return ChatMessage(role, tuple(self._part(part, path, i) for i, part in enumerate(turn.parts)))
+
+    def _part(self, part: pb.Part, path: str, index: int) -> TextPart | MediaPart:
+        kind = part.WhichOneof("part")
+        with at(f"parts[{index}]"):
+            if kind is None:
+                raise InvalidArgument("A part has text or a medium.", reason="FIELD_REQUIRED", field="text")
+            if kind == "text":
+                return TextPart(part.text)
+            with at(kind):
+                medium = self._medium(part, kind, f"{path}.parts[{index}].{kind}")
+        self.media.append(medium)
+        return MediaPart(medium.modality, preprocessed=kind == "item")
+
+    def _medium(self, part: pb.Part, kind: str, path: str) -> Medium:
+        if kind == "image":
+            options = merge(self._image, image_options(part.image.options))
+            return Medium(Modality.IMAGE, path, _source(part.image.media, Modality.IMAGE), options)
+        if kind == "video":
+            clip_options = merge(self._video, video_options(part.video.options))
+            return Medium(Modality.VIDEO, path, _source(part.video.media, Modality.VIDEO), clip_options)
+        if kind == "item":
+            item = item_from_proto(part.item)
+            if item.ranges:
+                raise InvalidArgument("An item of a chat has no ranges.", reason="RANGES_IN_CHAT", field="ranges")
+            return Medium(item.modality, path, item=item)
+        raise Unimplemented(f"The server does not take {kind} yet.", reason="MODALITY_UNSUPPORTED")
+
+
+def _source(media: pb.MediaSource, modality: Modality) -> MediaSource:
+    with at("media"):
+        kind = media.WhichOneof("source")
+        if kind is None:
+            raise InvalidArgument(
+                "A medium has data, a url, a media_id, a path or frames.", reason="FIELD_REQUIRED", field="data"
+            )
+        if kind == "frames":
+            if modality is not Modality.VIDEO:
+                raise InvalidArgument("Only a video is a list of frames.", reason="FRAMES_NOT_VIDEO", field="frames")
+            with at("frames"):
+                return _frames(media.frames)
+        value = getattr(media, kind)
+        if not value:
+            raise InvalidArgument("The medium is empty.", reason="FIELD_REQUIRED", field=kind)
+        if kind == "url":
+            return DataUrl(value) if value[:5].lower() == "data:" else HttpUrl(value)
+        if kind == "media_id" and len(value) != 32:
+            raise InvalidArgument(
+                f"A media id has 32 bytes, not {len(value)}.", reason="MEDIA_ID_SIZE", field="media_id"
+            )
+        return {"data": InlineBytes, "media_id": UploadedId, "path": FilePath}[kind](value)
+
+
+def _frames(message: pb.FrameList) -> FrameList:
+    if not message.frames:
+        raise InvalidArgument("A clip has at least one frame.", reason="FIELD_REQUIRED", field="frames")
+    if len(message.frames) > MAX_FRAMES_LISTED:
+        raise InvalidArgument(f"A list has at most {MAX_FRAMES_LISTED} frames.", reason="TOO_MANY", field="frames")
+    frames = []
+    for index, frame in enumerate(message.frames):
+        with at(f"frames[{index}]"):
+            if frame.WhichOneof("source") == "frames":
+                raise InvalidArgument("A frame is one picture.", reason="FRAMES_NESTED", field="frames")
+            frames.append(_frame_source(frame))
+    fps = message.source_fps if message.HasField("source_fps") else None
+    return FrameList(tuple(frames), fps, tuple(message.timestamps) or None)
+
+
+def _frame_source(frame: pb.MediaSource) -> MediaSource:
+    try:
+        return _source(frame, Modality.IMAGE)
+    except ServeError as error:
+        # The frame itself is the medium: its path has no `media` of its own.
+        field = (error.field or "").removeprefix("media").removeprefix(".") or None
+        raise type(error)(error.message, reason=error.reason, field=field) from None
+
+
+def _set_fields(message: Any) -> dict[str, Any]:
+    return {field.name: value for field, value in message.ListFields() if field.name != "frame_indices"}
+
+
+def _layout(value: int) -> str:
+    if value not in LAYOUTS:
+        raise InvalidArgument(f"Video layout {value} is not known.", reason="VIDEO_LAYOUT", field="video_layout")
+    return LAYOUTS[value]
+
+
+def _salt(salt: bytes) -> bytes:
+    if len(salt) > MAX_SALT_BYTES:
+        raise InvalidArgument(
+            f"A cache salt has at most {MAX_SALT_BYTES} bytes, not {len(salt)}.",
+            reason="SALT_SIZE",
+            field="cache_salt",
+        )
+    return salt
+
+
+def _check_count(count: int, most: int, field: str) -> None:
+    if count > most:
+        raise InvalidArgument(f"A request has at most {most} media, not {count}.", reason="TOO_MANY_ITEMS", field=field)
