@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
+
+from gateway.schedule.placement import Placement
+from gateway.worker_link import Subscription, WorkerLink, fail_with, sequence_error
 from tessera.errors import DeadlineExceeded, Unavailable
 from tessera.items import MultimodalItem, item_to_proto
 from tessera.v1 import types_pb2 as types
 from tessera.v1 import worker_service_pb2 as pb
-
-from gateway.schedule.placement import Placement
-from gateway.worker_link import Subscription, WorkerLink, fail_with, sequence_error
 
 log = structlog.get_logger(__name__)
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.media.options import ImageOptions, VideoOptions
+from gateway.media.source import MediaSource
+from gateway.processor.base import VideoLayout
+from gateway.processor.messages import ChatMessage
 from tessera.items import MultimodalItem
 from tessera.modality import Modality
 from tessera.v1 import types_pb2 as types
-
-from gateway.media.options import ImageOptions, VideoOptions
-from gateway.media.source import MediaSource
-from gateway.processor.messages import ChatMessage
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,4 @@ def _check_token(field: str, token: int, vocab_size: int) -> None:
 
 
 def _invalid(field: str, message: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"{message}.", reason="SAMPLING_PARAMS_INVALID", field=f"sampling.{field}"
-    )
+    return InvalidArgument(f"{message}.", reason="SAMPLING_PARAMS_INVALID", field=f"sampling.{field}")

@@ -20,7 +20,8 @@ class GatewaySettings:
     port: int = field(default=50051, metadata={"help": "port to listen on; 0 = any"})
     model_name: str = field(default="", metadata={"help": "name that clients ask for; default: the model's own"})
     log_level: str = field(
-        default="info", metadata={"help": "least level that is logged", "choices": ("debug", "info", "warning", "error")}
+        default="info",
+        metadata={"help": "least level that is logged", "choices": ("debug", "info", "warning", "error")},
     )
     reflection: bool = field(default=True, metadata={"help": "serve gRPC reflection"})
 
@@ -34,9 +35,7 @@ class GatewaySettings:
     max_items: int = field(default=64, metadata={"help": "most media of one request"})
 
     pool_processes: int = field(default=2, metadata={"help": "processes that decode and resize media"})
-    pool_memory_bytes: int = field(
-        default=2 << 30, metadata={"help": "memory limit of each of them", "unit": "bytes"}
-    )
+    pool_memory_bytes: int = field(default=2 << 30, metadata={"help": "memory limit of each of them", "unit": "bytes"})
     pool_cpu_s: float = field(default=60.0, metadata={"help": "CPU seconds that one medium may take"})
     pool_queue: int = field(default=1024, metadata={"help": "media that may wait for a process"})
     scratch_dir: str = field(default="", metadata={"help": "folder for loaders' files; default: a temporary one"})
@@ -70,9 +69,7 @@ class GatewaySettings:
         default=512 << 20, metadata={"help": "uploads that are held for one caller", "unit": "bytes"}
     )
     upload_ttl_s: float = field(default=600.0, metadata={"help": "seconds after last use that uploads are held"})
-    item_bytes: int = field(
-        default=512 << 20, metadata={"help": "prepared items that are held", "unit": "bytes"}
-    )
+    item_bytes: int = field(default=512 << 20, metadata={"help": "prepared items that are held", "unit": "bytes"})
     item_ttl_s: float = field(default=600.0, metadata={"help": "seconds after last use that items are held"})
 
     connect_interval_s: float = field(default=0.25, metadata={"help": "seconds between tries to reach a worker"})

@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from google.protobuf import duration_pb2
+
+from gateway.held import HeldStore
 from tessera.errors import InvalidArgument, ResourceExhausted
 from tessera.hashing import HASH_BYTES
 from tessera.items import MultimodalItem, item_from_proto
 from tessera.v1 import inference_service_pb2 as pb
 from tessera.v1 import types_pb2 as types
-
-from gateway.held import HeldStore
 
 MAX_CHUNK_BYTES = 1 << 20
 

@@ -13,16 +13,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf import json_format
+
+from gateway.media.options import ImageOptions, VideoOptions, merge
+from gateway.media.source import DataUrl, FilePath, FrameList, HttpUrl, InlineBytes, MediaSource, UploadedId
+from gateway.processor.base import VideoLayout
+from gateway.processor.messages import ChatMessage, MediaPart, TextPart
+from gateway.request import ChatRequest, GenerateRequest, Medium
 from tessera.errors import InvalidArgument, ServeError, Unimplemented
 from tessera.items import item_from_proto
 from tessera.modality import Modality
 from tessera.v1 import inference_service_pb2 as pb
 from tessera.v1 import types_pb2 as types
-
-from gateway.media.options import ImageOptions, VideoOptions, merge
-from gateway.media.source import DataUrl, FilePath, FrameList, HttpUrl, InlineBytes, MediaSource, UploadedId
-from gateway.processor.messages import ChatMessage, MediaPart, TextPart
-from gateway.request import ChatRequest, GenerateRequest, Medium
 
 ROLES = {
     pb.ROLE_SYSTEM: "system",
@@ -30,7 +31,11 @@ ROLES = {
     pb.ROLE_ASSISTANT: "assistant",
     pb.ROLE_TOOL: "tool",
 }
-LAYOUTS = {types.VIDEO_LAYOUT_UNSPECIFIED: "v5", types.VIDEO_LAYOUT_V5: "v5", types.VIDEO_LAYOUT_V4: "v4"}
+LAYOUTS = {
+    types.VIDEO_LAYOUT_UNSPECIFIED: VideoLayout.V5,
+    types.VIDEO_LAYOUT_V5: VideoLayout.V5,
+    types.VIDEO_LAYOUT_V4: VideoLayout.V4,
+}
 MAX_SALT_BYTES = 256
 MAX_MESSAGES = 4096
 MAX_FRAMES_LISTED = 4096
@@ -224,7 +229,7 @@ def _set_fields(message: Any) -> dict[str, Any]:
     return {field.name: value for field, value in message.ListFields() if field.name != "frame_indices"}
 
 
-def _layout(value: int) -> str:
+def _layout(value: int) -> VideoLayout:
     if value not in LAYOUTS:
         raise InvalidArgument(f"Video layout {value} is not known.", reason="VIDEO_LAYOUT", field="video_layout")
     return LAYOUTS[value]

@@ -15,14 +15,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import grpc
 import structlog
+
+from gateway.schedule.placement import WorkerView
 from tessera.errors import Internal, ServeError, Unavailable, error_for_code
 from tessera.grpc_options import channel_options
 from tessera.items import MultimodalItem, item_to_proto
 from tessera.tensors import from_array
 from tessera.v1 import worker_service_pb2 as pb
 from tessera.v1.worker_service_pb2_grpc import WorkerServiceStub
-
-from gateway.schedule.placement import WorkerView
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +92,7 @@ class WorkerLink:
         self.address = address
         self.description: pb.DescribeResponse | None = None
         self.ready = False
+        self.reachable = False
         self._fingerprint = fingerprint
         self._gateway_id = gateway_id
         self._interval_s = interval_s
@@ -207,6 +208,7 @@ class WorkerLink:
                 try:
                     await self._session()
                 except grpc.aio.AioRpcError as error:
+                    self.reachable = False
                     log.debug("worker_unreachable", worker=self.address, code=error.code().name)
                 await asyncio.sleep(self._interval_s)
         finally:
@@ -223,6 +225,7 @@ class WorkerLink:
             pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S, wait_for_ready=False
         )
         self._load = self.description.load
+        self.reachable = True
         self._on_change()
         if self.description.state != pb.WORKER_STATE_READY or not self._accepts(self.description):
             return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
@@ -81,8 +82,10 @@ def _unary(inner: Callable, method: str) -> Callable:
 def _streaming(inner: Callable, method: str) -> Callable:
     async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            async for response in inner(request, context):
-                yield response
+            # Closed here and now: left to the garbage collector, a cancelled request would run on.
+            async with aclosing(inner(request, context)) as responses:
+                async for response in responses:
+                    yield response
         except BaseException as error:
             await _end(error, context, method)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -357,10 +358,8 @@ def _grid(message: pb.MultimodalItem) -> tuple[int, int, int] | None:
 
 def _timestamps(message: pb.MultimodalItem) -> tuple[float, ...]:
     times = tuple(message.timestamps)
-    if not np.isfinite(times).all() or any(b < a for a, b in zip(times, times[1:], strict=False)):
-        raise InvalidArgument(
-            "Timestamps are finite and ascending.", reason="TIMESTAMPS_INVALID", field="timestamps"
-        )
+    if not np.isfinite(times).all() or any(b < a for a, b in pairwise(times)):
+        raise InvalidArgument("Timestamps are finite and ascending.", reason="TIMESTAMPS_INVALID", field="timestamps")
     if times and times[0] < 0:
         raise InvalidArgument("Timestamps are not negative.", reason="TIMESTAMPS_INVALID", field="timestamps[0]")
     return times

@@ -1,0 +1,4 @@
+"""Prompts: chat template, tokens, placeholders.
+
+Next: registry.py, then base.py.
+"""

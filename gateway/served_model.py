@@ -1,0 +1,175 @@
+"""The model that this gateway serves, as its workers describe it.
+
+Next: pipeline.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.processor.base import Processor
+from gateway.worker_link import WorkerLink
+from tessera import __version__
+from tessera.errors import FailedPrecondition, NotFound, Unavailable
+from tessera.modality import Modality
+from tessera.v1 import inference_service_pb2 as pb
+from tessera.v1 import types_pb2 as types
+from tessera.v1 import worker_service_pb2 as worker_pb
+
+STATES = {
+    worker_pb.WORKER_STATE_DOWNLOADING: pb.MODEL_STATE_DOWNLOADING,
+    worker_pb.WORKER_STATE_LOADING: pb.MODEL_STATE_LOADING,
+    worker_pb.WORKER_STATE_WARMING: pb.MODEL_STATE_WARMING,
+    worker_pb.WORKER_STATE_READY: pb.MODEL_STATE_READY,
+}
+# The state of a model is that of its most advanced worker.
+PROGRESS = (
+    pb.MODEL_STATE_READY,
+    pb.MODEL_STATE_WARMING,
+    pb.MODEL_STATE_LOADING,
+    pb.MODEL_STATE_DOWNLOADING,
+    pb.MODEL_STATE_UNAVAILABLE,
+)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model and its workers.
+
+    Attributes:
+        name: what clients ask for.
+        fingerprint: of its files.
+        processor: the gateway's half of the model.
+        links: its workers.
+        limits: of requests.
+        resize_backend: "native" or "pillow".
+        video_loaders: names, the one in use first.
+    """
+
+    name: str
+    fingerprint: str
+    processor: Processor
+    links: Sequence[WorkerLink]
+    limits: pb.RequestLimits
+    resize_backend: str
+    video_loaders: tuple[str, ...]
+
+    def check_name(self, asked: str) -> None:
+        """Raise NotFound where a request names another model."""
+        if asked and asked != self.name:
+            raise NotFound(
+                f"Model {asked[:80]!r} is not served here; {self.name!r} is.", reason="MODEL_NOT_FOUND", field="model"
+            )
+
+    def description(self) -> worker_pb.DescribeResponse:
+        """Return what the ready workers say of the model; they agree, their files being the same.
+
+        Raises:
+            Unavailable: no worker is ready.
+        """
+        for link in self.links:
+            if link.ready and link.description is not None:
+                return link.description
+        raise Unavailable("No worker is ready to run the request.", reason="NO_WORKER")
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that fit every ready worker's context."""
+        return min(link.description.max_model_len for link in self.links if link.ready and link.description)
+
+    def check_media(self, fields: Sequence[str]) -> None:
+        """Refuse media where the workers have no vision encoder, before anything is fetched.
+
+        Args:
+            fields: paths of the request's media.
+
+        Raises:
+            FailedPrecondition: VISION_DISABLED.
+        """
+        if fields and self.description().vision_disabled:
+            raise FailedPrecondition(
+                "The vision encoder is disabled on this server: it takes text alone.",
+                reason="VISION_DISABLED",
+                field=fields[0],
+            )
+
+    def to_proto(self) -> pb.Model:
+        """Return the model's public description, as far as it is known now."""
+        states = [link_state(link) for link in self.links]
+        best = min(range(len(states)), key=lambda i: PROGRESS.index(states[i][0]))
+        rules = self.processor.rules
+        model = pb.Model(
+            name=self.name,
+            architecture=self.processor.architecture,
+            state=states[best][0],
+            progress=states[best][1],
+            modalities=[m.to_proto() for m in sorted(self.processor.modalities)],
+            vocab_size=self.processor.vocab_size,
+            limits=self.limits,
+            default_media_options=types.MediaOptions(
+                image=types.ImageOptions(min_pixels=rules.image_min_pixels, max_pixels=rules.image_max_pixels),
+                video=types.VideoOptions(
+                    fps=rules.fps,
+                    min_frames=rules.min_frames,
+                    max_frames=rules.max_frames,
+                    min_pixels=rules.video_min_pixels,
+                    max_pixels=rules.video_max_pixels,
+                ),
+                video_layout=types.VIDEO_LAYOUT_V5,
+            ),
+            workers=[worker_status(link) for link in self.links],
+            resize_backend=self.resize_backend,
+            video_loaders=self.video_loaders,
+            fingerprint=self.fingerprint,
+            server_version=__version__,
+        )
+        if any(link.ready for link in self.links):
+            described = self.description()
+            model.max_model_len = self.max_model_len
+            model.default_sampling.CopyFrom(described.default_sampling)
+            model.eos_token_ids.extend(described.eos_token_ids)
+            if described.vision_disabled:
+                del model.modalities[:]
+        return model
+
+    def count_tokens(self, items: Sequence) -> dict[str, int]:
+        """Return usage's token counts of items by modality, named as Usage's fields."""
+        counts = dict.fromkeys((f"{m}_tokens" for m in (Modality.IMAGE, Modality.VIDEO, Modality.TIME_SERIES)), 0)
+        for item in items:
+            counts[f"{item.modality}_tokens"] += item.num_tokens
+        return counts
+
+
+def link_state(link: WorkerLink) -> tuple[pb.ModelState, float]:
+    """Return a worker's state and progress as the gateway sees it."""
+    if link.ready:
+        return pb.MODEL_STATE_READY, 1.0
+    if link.description is None or not link.reachable:
+        return pb.MODEL_STATE_UNAVAILABLE, 0.0
+    state = STATES.get(link.description.state, pb.MODEL_STATE_UNAVAILABLE)
+    if state == pb.MODEL_STATE_READY:
+        # It says so, but its stream is not open: refused, or just lost.
+        return pb.MODEL_STATE_UNAVAILABLE, 0.0
+    return state, link.description.progress
+
+
+def worker_status(link: WorkerLink) -> pb.WorkerStatus:
+    """Return one worker's line of GetModel."""
+    status = pb.WorkerStatus(
+        address=link.address,
+        state=link_state(link)[0],
+        running=link.load.running,
+        waiting=link.load.waiting,
+        total_blocks=link.load.total_blocks,
+        free_blocks=link.load.free_blocks,
+        cached_blocks=link.load.cached_blocks,
+        used_blocks=link.load.used_blocks,
+        pinned_items=link.load.pinned_items,
+    )
+    if link.description is not None:
+        status.device = link.description.device
+        status.dtype = link.description.dtype
+        for op, implementation in link.description.ops.items():
+            status.ops[op] = implementation
+    return status

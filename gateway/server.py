@@ -1,0 +1,194 @@
+"""Puts the gateway together, serves, and drains.
+
+Next: service.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+import uuid
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from gateway.dispatch import Dispatcher
+from gateway.health import SERVICES, GatewayHealth
+from gateway.held import HeldStore
+from gateway.media.options import ServerLimits
+from gateway.pipeline import Pipeline
+from gateway.processor.base import Processor
+from gateway.processor.cache import ProcessorCache
+from gateway.processor.registry import load_processor
+from gateway.schedule.admission import Admission
+from gateway.served_model import ServedModel
+from gateway.service import InferenceService
+from gateway.settings import GatewaySettings
+from gateway.uploads import Uploads
+from gateway.worker_link import WorkerLink
+from tessera.checkpoint import fingerprint, resolve_model_dir
+from tessera.grpc_options import MESSAGE_SLACK_BYTES, server_options
+from tessera.interceptors import ErrorInterceptor
+from tessera.items import MultimodalItem
+from tessera.v1 import inference_service_pb2 as pb
+from tessera.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+
+log = structlog.get_logger(__name__)
+
+
+class Gateway:
+    """One gateway process: its pool, its links to workers, its server.
+
+    Args:
+        settings: of the process.
+    """
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._health = GatewayHealth()
+        self._health_changed = asyncio.Event()
+        model_dir = resolve_model_dir(settings.model)
+        processor = load_processor(model_dir)
+        gateway_id = uuid.uuid4().hex[:12]
+        print_of_files = fingerprint(model_dir)
+        self._links = [
+            WorkerLink(address, print_of_files, gateway_id, settings.connect_interval_s, self._health_changed.set)
+            for address in settings.worker
+        ]
+        self._pool = make_pool(settings, processor)
+        uploads = make_uploads(settings)
+        limits = make_limits(settings)
+        model = ServedModel(
+            name=settings.model_name or model_name(settings.model),
+            fingerprint=print_of_files,
+            processor=processor,
+            links=self._links,
+            limits=request_limits(settings, limits, processor),
+            resize_backend=self._pool.resize_backend,
+            video_loaders=self._pool.video_loaders,
+        )
+        pipeline = Pipeline(
+            model=model,
+            fetcher=make_fetcher(settings, uploads),
+            pool=self._pool,
+            cache=ProcessorCache(settings.processor_cache_bytes),
+            held=uploads.items,
+            limits=limits,
+            draw_seed=lambda: secrets.randbits(64),
+        )
+        admission = Admission(settings.max_requests, settings.max_inflight_bytes)
+        self._service = InferenceService(model, pipeline, Dispatcher(self._links), uploads, admission)
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        # The pool's processes are spawned before any channel exists.
+        await self._pool.start()
+        server = self._make_server()
+        port = server.add_insecure_port(f"{self._settings.host}:{self._settings.port}")
+        await self._health.update([])
+        await server.start()
+        log.info(
+            "gateway_started",
+            address=f"{self._settings.host}:{port}",
+            model=self._service.model.name,
+            workers=list(self._settings.worker),
+            resize_backend=self._pool.resize_backend,
+            video_loaders=list(self._pool.video_loaders),
+        )
+        background = [asyncio.create_task(link.run()) for link in self._links]
+        background.append(asyncio.create_task(self._follow_health()))
+        try:
+            await stop_signal()
+        finally:
+            log.info("gateway_draining")
+            await self._health.drain()
+            await server.stop(self._settings.drain_s)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await self._pool.close()
+            log.info("gateway_stopped")
+
+    def _make_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=[ErrorInterceptor()],
+            options=server_options(self._settings.max_inline_bytes + MESSAGE_SLACK_BYTES),
+        )
+        add_InferenceServiceServicer_to_server(self._service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        if self._settings.reflection:
+            names = [pb.DESCRIPTOR.services_by_name["InferenceService"].full_name, *SERVICES[:1]]
+            names = [name for name in names if name]
+            reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
+        return server
+
+    async def _follow_health(self) -> None:
+        while True:
+            await self._health_changed.wait()
+            self._health_changed.clear()
+            await self._health.update([link.ready for link in self._links])
+
+
+def model_name(model: str) -> str:
+    """Return the public name of a model: a hub name as it is, a directory by its last part that says something."""
+    path = Path(model)
+    if not path.exists():
+        return model
+    parts = [part for part in path.resolve().parts if part != "checkpoint"]
+    return parts[-1]
+
+
+def make_limits(settings: GatewaySettings) -> ServerLimits:
+    """Return the caps on media."""
+    return ServerLimits(
+        max_frames=settings.max_frames,
+        max_duration_s=settings.max_duration_s,
+        max_source_frames=settings.max_source_frames,
+        max_decoded_pixels=settings.max_decoded_pixels,
+        max_image_pixels=settings.max_image_pixels,
+        max_video_pixels=settings.max_video_pixels,
+        max_media_bytes=settings.max_media_bytes,
+    )
+
+
+def make_uploads(settings: GatewaySettings) -> Uploads:
+    """Return the stores of uploads and of prepared items."""
+    files: HeldStore[bytes] = HeldStore(
+        settings.upload_bytes, settings.upload_caller_bytes, settings.upload_ttl_s, time.monotonic, "UPLOAD_BUDGET"
+    )
+    items: HeldStore[MultimodalItem] = HeldStore(
+        settings.item_bytes, settings.item_bytes, settings.item_ttl_s, time.monotonic, "ITEM_BUDGET"
+    )
+    return Uploads(files, items, settings.max_media_bytes)
+
+
+def request_limits(settings: GatewaySettings, limits: ServerLimits, processor: Processor) -> pb.RequestLimits:
+    """Return what GetModel says of limits."""
+    rules = processor.rules
+    return pb.RequestLimits(
+        max_inline_bytes=settings.max_inline_bytes,
+        max_media_bytes=settings.max_media_bytes,
+        max_decoded_pixels=settings.max_decoded_pixels,
+        max_image_pixels=limits.max_image_pixels or rules.image_max_pixels,
+        max_video_pixels=limits.max_video_pixels or rules.video_max_pixels,
+        max_frames=limits.max_frames,
+        max_duration_s=limits.max_duration_s,
+        max_items=settings.max_items,
+        max_requests=settings.max_requests,
+        urls_allowed=bool(settings.allow_url_host),
+        paths_allowed=bool(settings.media_root),
+    )
+
+
+async def stop_signal() -> None:
+    """Wait for SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()

@@ -1,0 +1,4 @@
+"""From token ids to what a client reads.
+
+Next: choice.py.
+"""
