@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from gateway.held import HeldStore
+from gateway.media.errors import check_options
 from gateway.media.fetch import MediaFetcher
 from gateway.media.item import ProcessedItem
 from gateway.media.options import ServerLimits
@@ -151,6 +152,7 @@ class Pipeline:
             return UsedMedium(self._taken(medium.item, medium.field, ticket), None)
         assert medium.source is not None and medium.options is not None
         try:
+            check_options(medium.options, self._model.processor.rules, self._limits)
             fetched = await self._fetcher.fetch(medium.source, "media")
             ticket.add_bytes(fetched.size_bytes)
             job = MediaJob(medium.modality, fetched, medium.options, self._model.processor.rules, self._limits)

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gateway.dispatch import Dispatcher
-from gateway.health import SERVICES, GatewayHealth
+from gateway.health import GatewayHealth
 from gateway.held import HeldStore
+from gateway.media.fetch import FetchLimits, MediaFetcher
 from gateway.media.options import ServerLimits
+from gateway.media.pool import MediaPool
+from gateway.media.process import ProcessLimits
 from gateway.pipeline import Pipeline
 from gateway.processor.base import Processor
 from gateway.processor.cache import ProcessorCache
@@ -51,21 +54,72 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._health = GatewayHealth()
-        self._health_changed = asyncio.Event()
-        model_dir = resolve_model_dir(settings.model)
-        processor = load_processor(model_dir)
+        self._ready_changed = asyncio.Event()
+        self._pool = MediaPool(
+            workers=settings.pool_processes,
+            limits=ProcessLimits(memory_bytes=settings.pool_memory_bytes, cpu_s=settings.pool_cpu_s),
+            scratch_dir=settings.scratch_dir or None,
+            max_waiting=settings.pool_queue,
+        )
+        self._links: list[WorkerLink] = []
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            ServeError: the model's files are not what they should be, or the pool does not start.
+            OSError: the port is taken.
+        """
+        stop = stop_signal()
+        # The pool's processes are spawned before any channel exists; meanwhile the tokenizer is read.
+        pool_started = asyncio.create_task(self._pool.start())
+        try:
+            model_dir, processor = await asyncio.to_thread(load_model_files, self._settings.model)
+            await pool_started
+            service = self._assemble(processor, fingerprint(model_dir))
+            await self._run(service, stop)
+        finally:
+            await asyncio.gather(pool_started, return_exceptions=True)
+            await self._pool.close()
+            log.info("gateway_stopped")
+
+    async def _run(self, service: InferenceService, stop: asyncio.Event) -> None:
+        server = self._make_server(service)
+        port = bind(server, self._settings.host, self._settings.port)
+        await self._health.update([])
+        await server.start()
+        log.info(
+            "gateway_started",
+            address=f"{self._settings.host}:{port}",
+            model=service.model.name,
+            workers=list(self._settings.worker),
+            resize_backend=service.model.resize_backend,
+            video_loaders=list(service.model.video_loaders),
+        )
+        background = [asyncio.create_task(link.run()) for link in self._links]
+        background.append(asyncio.create_task(self._follow_readiness()))
+        try:
+            await stop.wait()
+        finally:
+            log.info("gateway_draining")
+            await self._health.drain()
+            await server.stop(self._settings.drain_s)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+
+    def _assemble(self, processor: Processor, model_fingerprint: str) -> InferenceService:
+        settings = self._settings
         gateway_id = uuid.uuid4().hex[:12]
-        print_of_files = fingerprint(model_dir)
         self._links = [
-            WorkerLink(address, print_of_files, gateway_id, settings.connect_interval_s, self._health_changed.set)
+            WorkerLink(address, model_fingerprint, gateway_id, settings.connect_interval_s, self._ready_changed.set)
             for address in settings.worker
         ]
-        self._pool = make_pool(settings, processor)
         uploads = make_uploads(settings)
         limits = make_limits(settings)
         model = ServedModel(
             name=settings.model_name or model_name(settings.model),
-            fingerprint=print_of_files,
+            fingerprint=model_fingerprint,
             processor=processor,
             links=self._links,
             limits=request_limits(settings, limits, processor),
@@ -82,55 +136,25 @@ class Gateway:
             draw_seed=lambda: secrets.randbits(64),
         )
         admission = Admission(settings.max_requests, settings.max_inflight_bytes)
-        self._service = InferenceService(model, pipeline, Dispatcher(self._links), uploads, admission)
+        return InferenceService(model, pipeline, Dispatcher(self._links), uploads, admission)
 
-    async def serve(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain."""
-        # The pool's processes are spawned before any channel exists.
-        await self._pool.start()
-        server = self._make_server()
-        port = server.add_insecure_port(f"{self._settings.host}:{self._settings.port}")
-        await self._health.update([])
-        await server.start()
-        log.info(
-            "gateway_started",
-            address=f"{self._settings.host}:{port}",
-            model=self._service.model.name,
-            workers=list(self._settings.worker),
-            resize_backend=self._pool.resize_backend,
-            video_loaders=list(self._pool.video_loaders),
-        )
-        background = [asyncio.create_task(link.run()) for link in self._links]
-        background.append(asyncio.create_task(self._follow_health()))
-        try:
-            await stop_signal()
-        finally:
-            log.info("gateway_draining")
-            await self._health.drain()
-            await server.stop(self._settings.drain_s)
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
-            await self._pool.close()
-            log.info("gateway_stopped")
-
-    def _make_server(self) -> grpc.aio.Server:
+    def _make_server(self, service: InferenceService) -> grpc.aio.Server:
         server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
             options=server_options(self._settings.max_inline_bytes + MESSAGE_SLACK_BYTES),
         )
-        add_InferenceServiceServicer_to_server(self._service, server)
+        add_InferenceServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         if self._settings.reflection:
-            names = [pb.DESCRIPTOR.services_by_name["InferenceService"].full_name, *SERVICES[:1]]
-            names = [name for name in names if name]
-            reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
+            services = pb.DESCRIPTOR.services_by_name
+            names = [services["InferenceService"].full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+            reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
         return server
 
-    async def _follow_health(self) -> None:
+    async def _follow_readiness(self) -> None:
         while True:
-            await self._health_changed.wait()
-            self._health_changed.clear()
+            await self._ready_changed.wait()
+            self._ready_changed.clear()
             await self._health.update([link.ready for link in self._links])
 
 
@@ -141,6 +165,39 @@ def model_name(model: str) -> str:
         return model
     parts = [part for part in path.resolve().parts if part != "checkpoint"]
     return parts[-1]
+
+
+def load_model_files(model: str) -> tuple[Path, Processor]:
+    """Return the model's directory (fetched where it is a hub name) and its processor.
+
+    Raises:
+        ServeError: it is not there, or not what is served.
+    """
+    model_dir = resolve_model_dir(model, weights=False)
+    return model_dir, load_processor(model_dir)
+
+
+def bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Return the port that the server listens on.
+
+    Raises:
+        OSError: it is taken.
+    """
+    try:
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {host}:{port}; another program does") from error
+
+
+def make_fetcher(settings: GatewaySettings, uploads: Uploads) -> MediaFetcher:
+    """Return what brings a source's bytes."""
+    limits = FetchLimits(
+        max_media_bytes=settings.max_media_bytes,
+        url_hosts=settings.allow_url_host,
+        url_timeout_s=settings.fetch_timeout_s,
+        media_root=settings.media_root,
+    )
+    return MediaFetcher(limits, uploads)
 
 
 def make_limits(settings: GatewaySettings) -> ServerLimits:
@@ -185,10 +242,10 @@ def request_limits(settings: GatewaySettings, limits: ServerLimits, processor: P
     )
 
 
-async def stop_signal() -> None:
-    """Wait for SIGTERM or SIGINT."""
+def stop_signal() -> asyncio.Event:
+    """Return an event that SIGTERM or SIGINT sets."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop

@@ -42,7 +42,6 @@ class GatewaySettings:
     processor_cache_bytes: int = field(
         default=256 << 20, metadata={"help": "processed media that are kept; 0 = off", "unit": "bytes"}
     )
-    video_loader: str = field(default="auto", metadata={"help": "video loader by name"})
 
     max_media_bytes: int = field(
         default=512 << 20, metadata={"help": "most bytes of one uploaded or fetched file", "unit": "bytes"}

@@ -18,6 +18,7 @@ from gateway.media.options import ImageOptions, VideoOptions, merge
 from gateway.media.source import DataUrl, FilePath, FrameList, HttpUrl, InlineBytes, MediaSource, UploadedId
 from gateway.processor.base import VideoLayout
 from gateway.processor.messages import ChatMessage, MediaPart, TextPart
+from gateway.processor.template_args import template_arguments
 from gateway.request import ChatRequest, GenerateRequest, Medium
 from tessera.errors import InvalidArgument, ServeError, Unimplemented
 from tessera.items import item_from_proto
@@ -72,7 +73,7 @@ def chat_request(message: pb.ChatRequest, max_items: int) -> ChatRequest:
         media=tuple(reader.media),
         sampling=message.sampling,
         video_layout=layout,
-        template_args=template_args(message),
+        template_args=template_arguments(json_format.MessageToDict(message.template_args)),
         add_generation_prompt=message.add_generation_prompt if message.HasField("add_generation_prompt") else True,
         cache_salt=_salt(message.cache_salt),
     )
@@ -119,19 +120,6 @@ def video_options(message: types.VideoOptions) -> VideoOptions:
     if message.frame_indices:
         values["frame_indices"] = tuple(message.frame_indices)
     return VideoOptions(**values)
-
-
-def template_args(message: pb.ChatRequest) -> dict[str, Any]:
-    """Return the template's arguments; absent and empty are alike."""
-    args = json_format.MessageToDict(message.template_args)
-    for name in args:
-        if name in ("messages", "add_generation_prompt"):
-            raise InvalidArgument(
-                f"{name} is a field of the request, not an argument of the template.",
-                reason="TEMPLATE_ARGS",
-                field=f"template_args.{name}",
-            )
-    return args
 
 
 class _PartReader:

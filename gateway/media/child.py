@@ -7,6 +7,7 @@ Next: gateway/media/pool.py
 """
 
 import dataclasses
+import itertools
 import json
 import mmap
 import socket
@@ -48,7 +49,7 @@ class Region:
         """The input's pieces; a result will stand behind them."""
         ends = np.cumsum([0, *sizes]).tolist()
         self.result_at = -(-ends[-1] // ALIGNMENT) * ALIGNMENT
-        return [memoryview(self.bytes[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        return [self.bytes[a:b].data for a, b in itertools.pairwise(ends)]
 
     def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """The place for the result.

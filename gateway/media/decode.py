@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tessera.hashing import content_hash
 
 from gateway.media.image import decode_image
 from gateway.media.options import ImageOptions, ServerLimits, VideoOptions
@@ -23,6 +22,7 @@ from gateway.media.problem import MediaProblem
 from gateway.media.resize import Resizer
 from gateway.media.rules import MediaRules, image_budget, image_size, video_budget, video_size
 from gateway.media.video import FrameListReader, VideoLoader, VideoReader, unreadable
+from tessera.hashing import content_hash
 
 _MAX_PASSES = 4
 Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
@@ -87,7 +87,7 @@ def process_image(data: bytes | memoryview, work: ImageWork, resize: Resizer, al
     height, width = pixels.shape[:2]
     out = allocate((1, *image_size(height, width, work.rules, low, high), 3))
     resize(pixels[None], out)
-    return _pixels("image", out, 1, (height, width), (low, high), work.rules, None)
+    return _pixels("image", out, (height, width), (low, high), work.rules, None)
 
 
 def process_frames(
@@ -121,9 +121,8 @@ def _process_clip(reader: VideoReader, work: VideoWork, resize: Resizer, allocat
             continue
         kept = plan.keep(clip.readable)
         if kept == plan or clip.compact(kept):
-            return _pixels(
-                "video", clip.array(len(kept.frame_indices)), len(kept.frame_indices), clip.source, budget, work.rules, kept
-            )
+            array = clip.array(len(kept.frame_indices))
+            return _pixels("video", array, clip.source, budget, work.rules, kept)
         plan = kept
     raise unreadable()
 
@@ -205,14 +204,13 @@ def _check_frame_size(height: int, width: int, limits: ServerLimits) -> None:
 def _pixels(
     modality: str,
     array: NDArray[np.uint8],
-    frames: int,
     source: tuple[int, int],
     budget: tuple[int, int],
     rules: MediaRules,
     plan: SamplingPlan | None,
 ) -> Pixels:
     grid = (
-        -(-frames // rules.temporal_patch_size),
+        -(-len(array) // rules.temporal_patch_size),
         array.shape[1] // rules.patch_size,
         array.shape[2] // rules.patch_size,
     )
@@ -222,7 +220,8 @@ def _pixels(
 
 def work_from_json(modality: str, fields: dict[str, Any]) -> ImageWork | VideoWork:
     """The work that `dataclasses.asdict` and JSON turned into `fields`."""
-    rules = MediaRules(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields["rules"].items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["rules"].items()}
+    rules = MediaRules(**values)
     limits = ServerLimits(**fields["limits"])
     if modality == "image":
         return ImageWork(ImageOptions(**fields["options"]), rules, limits)

@@ -3,12 +3,11 @@
 Next: gateway/media/pool.py
 """
 
-from tessera.errors import InvalidArgument, ResourceExhausted, ServeError
-
 from gateway.media.options import ImageOptions, ServerLimits, VideoOptions
 from gateway.media.plan import check_sampling
 from gateway.media.problem import MediaProblem
 from gateway.media.rules import MediaRules, image_budget, video_budget
+from tessera.errors import InvalidArgument, ResourceExhausted, ServeError
 
 
 def serve_error(problem: MediaProblem) -> ServeError:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tessera.items import MultimodalItem
-from tessera.modality import Modality, PayloadKind
 
 from gateway.media.plan import SamplingPlan
+from tessera.items import MultimodalItem
+from tessera.modality import Modality, PayloadKind
 
 
 @dataclass(frozen=True)

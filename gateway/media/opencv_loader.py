@@ -73,7 +73,7 @@ class OpenCVReader:
             if grabbed:
                 ok, frame = self._capture.retrieve()
                 if ok and frame.ndim == 3 and frame.shape[2] == 3:
-                    yield index, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                    yield index, np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
         if self._failures:
             self.end = last
 

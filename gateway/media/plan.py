@@ -8,6 +8,7 @@ Next: gateway/media/decode.py
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class SamplingPlan:
             MediaProblem: VIDEO_UNREADABLE where none is left.
         """
         kept = [i for i, ok in enumerate(readable) if ok]
-        if len(set(self.frame_indices[i] for i in kept)) == 0:
+        if not kept:
             raise MediaProblem("No frame of the video can be read.", reason="VIDEO_UNREADABLE", field="media")
         kept = kept * 2 if len(kept) == 1 else kept
         planned = len(set(self.frame_indices))
@@ -140,7 +141,7 @@ def _use_all(total: int, timestamps: Sequence[float], options: VideoOptions, lim
         raise _contradiction(f"Frames with timestamps are used whole; {name} does not apply.", f"options.{name}")
     if len(timestamps) != total:
         raise _invalid(f"{len(timestamps)} timestamps for {total} frames.", field)
-    ascending = all(a <= b for a, b in zip(timestamps, timestamps[1:], strict=False))
+    ascending = all(a <= b for a, b in pairwise(timestamps))
     if not all(math.isfinite(t) and t >= 0 for t in timestamps) or not ascending:
         raise _invalid("Timestamps must be finite, not negative and ascending.", field)
     if total > limits.max_frames:
@@ -154,7 +155,7 @@ def _checked_indices(total: int, fps: float, options: VideoOptions, limits: Serv
     usable = _usable_frames(total, fps, limits.max_duration_s)
     if indices[0] < 0 or max(indices) >= usable:
         raise _invalid(f"frame_indices must be in [0, {usable}).", field)
-    if any(a >= b for a, b in zip(indices, indices[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(indices)):
         raise _invalid("frame_indices must be ascending.", field)
     return indices
 

@@ -28,6 +28,7 @@ from gateway.media.wire import areceive, asend
 _SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _START_S = 30.0
 _KEEP_BYTES = 32 << 20  # of shared memory that stay with the process between jobs
+_LINGER_S = 1.0
 _INLINE_BYTES = 1 << 20  # copied on the event loop; more goes through a thread
 
 
@@ -68,7 +69,6 @@ class MediaProcess:
         region_bytes = os.fstat(memory).st_size
         self._memory = mmap.mmap(memory, region_bytes)
         self._region = np.frombuffer(self._memory, dtype=np.uint8)
-        self.resizer = ""
 
     @classmethod
     async def start(
@@ -99,7 +99,7 @@ class MediaProcess:
         }
         try:
             # Popen executes a new program without running this one's fork handlers: safe beside gRPC's threads.
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: ASYNC220  (milliseconds, and a thread could be cancelled half-way)
                 [sys.executable, "-P", "-s", "-m", "gateway.media.child", json.dumps(config)],
                 env={**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 pass_fds=[theirs.fileno(), lifeline_read, memory],
@@ -119,11 +119,11 @@ class MediaProcess:
     async def _wait_ready(self) -> None:
         try:
             async with asyncio.timeout(_START_S):
-                self.resizer = str((await areceive(self._channel))["ready"])
-        except (EOFError, OSError, ValueError, KeyError, TimeoutError) as error:
-            raise ProcessDiedError(await self.end()) from error
+                assert "ready" in await areceive(self._channel)
+        except (EOFError, OSError, ValueError) as error:
+            raise ProcessDiedError(await self._cause_of_death()) from error
         except asyncio.CancelledError:
-            await asyncio.shield(self.end())
+            await asyncio.shield(self.kill())
             raise
 
     @property
@@ -154,40 +154,33 @@ class MediaProcess:
             await asend(self._channel, {**job, "sizes": [len(part) for part in parts]})
             return await areceive(self._channel)
         except (EOFError, OSError, ValueError) as error:
-            raise ProcessDiedError(await self.end()) from error
+            raise ProcessDiedError(await self._cause_of_death()) from error
 
     async def take(self, offset: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """A copy of a result, read-only."""
         array: NDArray[np.uint8] = np.empty(shape, dtype=np.uint8)
         await _copy(array.reshape(-1), self._region[offset : offset + array.size])
         array.flags.writeable = False
-        if offset + array.size > _KEEP_BYTES:
-            self._memory.madvise(mmap.MADV_REMOVE, _KEEP_BYTES)
         return array
 
-    async def end(self) -> int:
-        """Kill the process and wait for its end.
+    def release(self, used_bytes: int) -> None:
+        """Give back what a large job used of the shared memory; a little stays, to be fast."""
+        if used_bytes > _KEEP_BYTES:
+            self._memory.madvise(mmap.MADV_REMOVE, _KEEP_BYTES)
 
-        Returns:
-            The signal that had ended it before, or that ended it now; 0 for none.
-        """
-        with contextlib.suppress(asyncio.TimeoutError):
-            # A process that closed its end of the channel is on its way out: its own cause is worth the wait.
-            await asyncio.wait_for(self._exit(), 0.05 if self._lifeline < 0 else 0.5) if self._is_ending() else None
+    async def kill(self) -> None:
+        """End the process at once and wait for its end."""
         self._process.kill()
-        code = await self._exit()
+        await asyncio.to_thread(self._process.wait)
         self._close()
-        return -code if code < 0 else 0
 
-    def _is_ending(self) -> bool:
-        try:
-            return self._channel.recv(1, socket.MSG_PEEK) == b""
-        except (BlockingIOError, OSError):
-            return False
-
-    async def _exit(self) -> int:
-        code = self._process.poll()
-        return code if code is not None else await asyncio.to_thread(self._process.wait)
+    async def _cause_of_death(self) -> int:
+        """The signal that ended a process that has closed its channel; one that lingers is killed."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._process.wait, _LINGER_S)
+        signal_number = -(self._process.poll() or 0)
+        await self.kill()
+        return max(signal_number, 0)
 
     def _close(self) -> None:
         self._channel.close()

@@ -122,7 +122,9 @@ class FrameListReader:
                 raise
             shape = frame.shape if shape is None else shape
             if frame.shape != shape:
-                message = f"A frame of {frame.shape[1]} x {frame.shape[0]} pixels among frames of {shape[1]} x {shape[0]}."
+                message = (
+                    f"A frame of {frame.shape[1]} x {frame.shape[0]} pixels among frames of {shape[1]} x {shape[0]}."
+                )
                 raise MediaProblem(message, reason="FRAME_SIZE", field=field)
             yield index, frame
 

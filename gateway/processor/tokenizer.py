@@ -20,6 +20,7 @@ import tokenizers
 from gateway.processor.byte_level import token_to_bytes
 from tessera.errors import FailedPrecondition
 
+_LONG_CHARS = 1 << 16
 _STANDARD_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -76,6 +77,8 @@ class Tokenizer:
             allow_special: whether spelled-out special tokens become their ids; else they are encoded as text.
         """
         if not allow_special:
+            if len(text) > _LONG_CHARS:  # without offsets, so the lock is held a fourth of the time afterwards
+                return self._inner.encode_batch_fast([text], add_special_tokens=False)[0].ids
             return self._inner.encode(text, add_special_tokens=False).ids
         ids: list[int] = []
         for piece in self.split_special(text):
@@ -138,10 +141,13 @@ def _special_pattern(tokens: Sequence[tokenizers.AddedToken]) -> re.Pattern[str]
 
 
 def _token_pattern(token: tokenizers.AddedToken) -> str:
-    pattern = f"({re.escape(token.content)})"
+    pattern = re.escape(token.content)
     if token.single_word:
         pattern = rf"(?<!\w){pattern}(?!\w)"
-    return (r"\s*" if token.lstrip else "") + pattern + (r"\s*" if token.rstrip else "")
+    if token.lstrip or token.rstrip:
+        # A group only where it is needed: without them the engine looks for what the spellings begin with.
+        pattern = (r"\s*" if token.lstrip else "") + f"({pattern})" + (r"\s*" if token.rstrip else "")
+    return pattern
 
 
 def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:

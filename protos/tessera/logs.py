@@ -30,7 +30,9 @@ def configure_logs(service: str, level: str = "info", *, json: bool = True) -> N
         structlog.processors.StackInfoRenderer(),
     ]
     if json:
-        shared.append(structlog.processors.dict_tracebacks)
+        # Without locals: they hold prompts and pixels.
+        plain = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shared.append(structlog.processors.ExceptionRenderer(plain))
     renderer = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
     structlog.configure(
         processors=[*shared, renderer],

@@ -23,8 +23,8 @@ DATA = bytes(range(256)) * 16
 def make(max_file_bytes: int = 1 << 20) -> tuple[Uploads, ManualClock]:
     clock = ManualClock()
     return Uploads(
-        HeldStore(10_000, 8_000, 60.0, clock, "UPLOAD_BUDGET"),
-        HeldStore(10_000, 8_000, 60.0, clock, "UPLOAD_BUDGET"),
+        HeldStore(10_000, 9_000, 60.0, clock, "UPLOAD_BUDGET"),
+        HeldStore(10_000, 9_000, 60.0, clock, "UPLOAD_BUDGET"),
         max_file_bytes,
     ), clock
 
@@ -115,10 +115,10 @@ async def test_a_malformed_upload_names_its_field(requests: list[pb.UploadMediaR
 
 async def test_sizes_are_refused_before_the_bytes_come() -> None:
     """Too large for one file, or for the caller's budget: RESOURCE_EXHAUSTED at the header."""
-    uploads, _ = make(max_file_bytes=9_000)
+    uploads, _ = make(max_file_bytes=9_500)
     with pytest.raises(ResourceExhausted) as caught:
-        await send(uploads, header(9_001))
+        await send(uploads, header(9_501))
     assert caught.value.reason == "MEDIA_TOO_LARGE"
     with pytest.raises(ResourceExhausted) as caught:
-        await send(uploads, header(8_001))
+        await send(uploads, header(9_001))
     assert caught.value.reason == "UPLOAD_BUDGET"

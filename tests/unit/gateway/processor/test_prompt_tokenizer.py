@@ -42,6 +42,15 @@ def test_allowed_special_tokens_become_their_ids() -> None:
     assert ids[1:-1] == tokenizer().encode("a", allow_special=False)
 
 
+def test_long_text_encodes_as_short_text_does() -> None:
+    """The way that long texts take gives the same ids."""
+    text = "a red circle, <|im_end|> é\n" * 4000
+    expected = tokenizer().encode(text[: len(text) // 4000 * 2], allow_special=False)
+    ids = tokenizer().encode(text, allow_special=False)
+    assert len(text) > 1 << 16
+    assert ids == expected * 2000
+
+
 def test_added_tokens_that_are_not_special_are_text_and_stay_one_token() -> None:
     """<think> is one token wherever it is spelled, and decoding shows it: so it is in Hugging Face's tokenizers."""
     ids = tokenizer().encode("<think>", allow_special=False)
