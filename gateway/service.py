@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import grpc
 from google.protobuf import duration_pb2
@@ -26,6 +27,8 @@ from tessera.errors import InvalidArgument, ResourceExhausted
 from tessera.items import item_to_proto
 from tessera.v1 import inference_service_pb2 as pb
 from tessera.v1.inference_service_pb2_grpc import InferenceServiceServicer
+
+M = TypeVar("M", pb.StreamChatResponse, pb.StreamGenerateResponse)
 
 
 @dataclass(frozen=True)
@@ -214,9 +217,7 @@ class InferenceService(InferenceServiceServicer):
         )
 
 
-def _message(
-    head: pb.StreamChatResponse | pb.StreamGenerateResponse, news: News, session: Session
-) -> pb.StreamChatResponse | pb.StreamGenerateResponse:
+def _message(head: M, news: News, session: Session) -> M:
     """Put a message's news on what the stream's first message says besides."""
     head.request_id = session.request_id
     head.choices.extend(news.choices)

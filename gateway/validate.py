@@ -15,12 +15,22 @@ from typing import Any
 from google.protobuf import json_format
 
 from gateway.media.options import ImageOptions, VideoOptions, merge
-from gateway.media.source import DataUrl, FilePath, FrameList, HttpUrl, InlineBytes, MediaSource, UploadedId
+from gateway.media.source import (
+    DataUrl,
+    FilePath,
+    FrameList,
+    HttpUrl,
+    InlineBytes,
+    MediaSource,
+    SingleSource,
+    UploadedId,
+)
 from gateway.processor.base import VideoLayout
 from gateway.processor.messages import ChatMessage, MediaPart, TextPart
 from gateway.processor.template_args import template_arguments
 from gateway.request import ChatRequest, GenerateRequest, Medium
 from tessera.errors import InvalidArgument, ServeError, Unimplemented
+from tessera.hashing import HASH_BYTES
 from tessera.items import item_from_proto
 from tessera.modality import Modality
 from tessera.v1 import inference_service_pb2 as pb
@@ -32,7 +42,7 @@ ROLES = {
     pb.ROLE_ASSISTANT: "assistant",
     pb.ROLE_TOOL: "tool",
 }
-LAYOUTS = {
+LAYOUTS: dict[int, VideoLayout] = {
     types.VIDEO_LAYOUT_UNSPECIFIED: VideoLayout.V5,
     types.VIDEO_LAYOUT_V5: VideoLayout.V5,
     types.VIDEO_LAYOUT_V4: VideoLayout.V4,
@@ -167,26 +177,36 @@ class _PartReader:
 
 def _source(media: pb.MediaSource, modality: Modality) -> MediaSource:
     with at("media"):
-        kind = media.WhichOneof("source")
-        if kind is None:
-            raise InvalidArgument(
-                "A medium has data, a url, a media_id, a path or frames.", reason="FIELD_REQUIRED", field="data"
-            )
-        if kind == "frames":
-            if modality is not Modality.VIDEO:
-                raise InvalidArgument("Only a video is a list of frames.", reason="FRAMES_NOT_VIDEO", field="frames")
-            with at("frames"):
-                return _frames(media.frames)
-        value = getattr(media, kind)
-        if not value:
-            raise InvalidArgument("The medium is empty.", reason="FIELD_REQUIRED", field=kind)
-        if kind == "url":
-            return DataUrl(value) if value[:5].lower() == "data:" else HttpUrl(value)
-        if kind == "media_id" and len(value) != 32:
-            raise InvalidArgument(
-                f"A media id has 32 bytes, not {len(value)}.", reason="MEDIA_ID_SIZE", field="media_id"
-            )
-        return {"data": InlineBytes, "media_id": UploadedId, "path": FilePath}[kind](value)
+        if media.WhichOneof("source") != "frames":
+            return _single_source(media)
+        if modality is not Modality.VIDEO:
+            raise InvalidArgument("Only a video is a list of frames.", reason="FRAMES_NOT_VIDEO", field="frames")
+        with at("frames"):
+            return _frames(media.frames)
+
+
+def _single_source(media: pb.MediaSource) -> SingleSource:
+    kind = media.WhichOneof("source")
+    if kind is None:
+        raise InvalidArgument(
+            "A medium has data, a url, a media_id, a path or frames.", reason="FIELD_REQUIRED", field="data"
+        )
+    if kind == "frames":
+        raise InvalidArgument("A frame is one picture.", reason="FRAMES_NESTED", field="frames")
+    value = getattr(media, kind)
+    if not value:
+        raise InvalidArgument("The medium is empty.", reason="FIELD_REQUIRED", field=kind)
+    if kind == "data":
+        return InlineBytes(value)
+    if kind == "path":
+        return FilePath(value)
+    if kind == "url":
+        return DataUrl(value) if value[:5].lower() == "data:" else HttpUrl(value)
+    if len(value) != HASH_BYTES:
+        raise InvalidArgument(
+            f"A media id has {HASH_BYTES} bytes, not {len(value)}.", reason="MEDIA_ID_SIZE", field="media_id"
+        )
+    return UploadedId(value)
 
 
 def _frames(message: pb.FrameList) -> FrameList:
@@ -197,20 +217,9 @@ def _frames(message: pb.FrameList) -> FrameList:
     frames = []
     for index, frame in enumerate(message.frames):
         with at(f"frames[{index}]"):
-            if frame.WhichOneof("source") == "frames":
-                raise InvalidArgument("A frame is one picture.", reason="FRAMES_NESTED", field="frames")
-            frames.append(_frame_source(frame))
+            frames.append(_single_source(frame))
     fps = message.source_fps if message.HasField("source_fps") else None
     return FrameList(tuple(frames), fps, tuple(message.timestamps) or None)
-
-
-def _frame_source(frame: pb.MediaSource) -> MediaSource:
-    try:
-        return _source(frame, Modality.IMAGE)
-    except ServeError as error:
-        # The frame itself is the medium: its path has no `media` of its own.
-        field = (error.field or "").removeprefix("media").removeprefix(".") or None
-        raise type(error)(error.message, reason=error.reason, field=field) from None
 
 
 def _set_fields(message: Any) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 
 import grpc
+import numpy as np
 import structlog
 
 from gateway.schedule.placement import WorkerView
@@ -170,12 +172,15 @@ class WorkerLink:
             if task is None:
                 task = asyncio.create_task(self._stage_one(item))
                 self._staging[item.content_hash] = task
-                task.add_done_callback(lambda _, key=item.content_hash: self._staging.pop(key, None))
+                task.add_done_callback(partial(self._forget_staging, item.content_hash))
             try:
                 # One requester's cancellation leaves the others' transfer alone.
                 await asyncio.shield(task)
             except ServeError as error:
                 raise error.under(f"items[{index}]") from None
+
+    def _forget_staging(self, content_hash: bytes, _: asyncio.Task[None]) -> None:
+        self._staging.pop(content_hash, None)
 
     async def _stage_one(self, item: MultimodalItem) -> None:
         assert self._stub is not None
@@ -320,7 +325,7 @@ def item_chunks(item: MultimodalItem) -> Iterator[bytes]:
     """Yield an item's bytes in order: the tensor's, then those of the side tensors by name."""
     assert item.array is not None
     for array in (item.array, *(item.side_arrays[name].array for name in sorted(item.side_arrays))):
-        view = memoryview(array if array.flags.c_contiguous else array.copy(order="C")).cast("B")
+        view = memoryview(np.ascontiguousarray(array)).cast("B")  # type: ignore[arg-type]
         for start in range(0, len(view), CHUNK_BYTES):
             yield bytes(view[start : start + CHUNK_BYTES])
 

@@ -118,7 +118,7 @@ def main() -> None:
     memory = mmap.mmap(config["memory"], config["memory_bytes"])
     region, loader = Region(memory), OpenCVLoader()
     resize = load_resizer([Path(directory) for directory in config["resize_search"]])
-    sandbox.enter(config["memory_limit_bytes"] + config["memory_bytes"], config["memory_bytes"])
+    sandbox.enter(config["memory_limit_bytes"], config["memory_bytes"])
     channel = socket.socket(fileno=config["channel"])
     send(channel, {"ready": resize.name})
     while (job := receive(channel)) is not None:

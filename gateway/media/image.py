@@ -39,7 +39,7 @@ _PLUGINS = (
     TiffImagePlugin,
     WebPImagePlugin,
 )
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # MPO opens as JPEG
 _COLOUR_MODES = frozenset(("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"))
 _ALPHA_MODES = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))
 _GRAY_16_MODES = frozenset(("I;16", "I;16L", "I;16B", "I;16N"))

@@ -37,7 +37,7 @@ class ProcessLimits:
     """What one process may have.
 
     Attributes:
-        memory_bytes: Address space beside the shared memory.
+        memory_bytes: Address space for jobs, beside what an idle process has.
         cpu_s: CPU seconds for each job.
         region_bytes: Shared memory: a job's input and its result.
     """

@@ -52,7 +52,7 @@ class NativeResizer:
 
     def __init__(self, path: Path, variant: int = 0) -> None:
         library = ctypes.CDLL(str(path))
-        if library.tessera_resize_abi() != _ABI:
+        if not hasattr(library, "tessera_resize_abi") or library.tessera_resize_abi() != _ABI:
             raise OSError(f"{path.name} has another interface: run `make kernels`")
         self._resize = library.tessera_resize_u8
         size = ctypes.c_int64
@@ -82,12 +82,14 @@ class PillowResizer:
     def __call__(self, frames: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
         """See Resizer."""
         _check(frames, out)
-        size = (out.shape[2], out.shape[1])
+        width, height = out.shape[2], out.shape[1]
         for frame, target in zip(frames, out, strict=True):
             if frame.shape == target.shape:
                 np.copyto(target, frame)
             else:
-                np.copyto(target, np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)))
+                # Along x first, as torch does; left alone, Pillow takes the cheaper order, which rounds otherwise.
+                wide = Image.fromarray(frame).resize((width, frame.shape[0]), Image.Resampling.BICUBIC)
+                np.copyto(target, np.asarray(wide.resize((width, height), Image.Resampling.BICUBIC)))
 
 
 def load_resizer(search: Sequence[Path] = SEARCH) -> Resizer:

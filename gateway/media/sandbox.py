@@ -30,10 +30,11 @@ def enter(memory_limit_bytes: int, file_limit_bytes: int) -> None:
     """Limit this process for good: address space, file size, open files, no core dumps.
 
     Args:
-        memory_limit_bytes: Of the whole address space, what is mapped already included.
+        memory_limit_bytes: Of address space, beside what is mapped already.
         file_limit_bytes: Of each file that it writes.
     """
-    resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_limit_bytes, mapped + memory_limit_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes, file_limit_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -25,10 +25,19 @@ _PORTS = {"http": 80, "https": 443}
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Beside what is not global: ranges that carry an IPv4 address inside, or lead to one.
+# Beside what Python calls not global: what carries an IPv4 address inside or leads to one, and protocol assignments.
 _TUNNELS = tuple(
     ipaddress.ip_network(text)
-    for text in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16", "fec0::/10", "192.88.99.0/24")
+    for text in (
+        "::/96",
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2001::/32",
+        "2002::/16",
+        "fec0::/10",
+        "192.88.99.0/24",
+        "192.0.0.0/24",
+    )
 )
 
 

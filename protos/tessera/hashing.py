@@ -59,7 +59,7 @@ def _add_array(digest: hashlib._Hash, dtype: str, array: NDArray) -> None:
     _add(digest, struct.pack(f"<{array.ndim}q", *array.shape))
     if not array.flags.c_contiguous:
         array = array.copy(order="C")
-    _add(digest, memoryview(array).cast("B"))
+    _add(digest, memoryview(array).cast("B"))  # type: ignore[arg-type]
 
 
 def _add(digest: hashlib._Hash, part: bytes | memoryview) -> None:

@@ -30,7 +30,7 @@ class Modality(StrEnum):
 
     def to_proto(self) -> pb.Modality:
         """Return the protobuf enum value."""
-        return pb.Modality.Value(f"MODALITY_{self.name}")
+        return pb.Modality.Value(f"MODALITY_{self.name}")  # type: ignore[return-value]
 
 
 class PayloadKind(StrEnum):
@@ -53,4 +53,4 @@ class PayloadKind(StrEnum):
 
     def to_proto(self) -> pb.PayloadKind:
         """Return the protobuf enum value."""
-        return pb.PayloadKind.Value(f"PAYLOAD_KIND_{self.name}")
+        return pb.PayloadKind.Value(f"PAYLOAD_KIND_{self.name}")  # type: ignore[return-value]

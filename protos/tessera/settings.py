@@ -75,13 +75,13 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any, environ: 
     options: dict[str, Any] = {"dest": item.name, "help": help_text}
     if "choices" in item.metadata:
         options["choices"] = item.metadata["choices"]
-    parse = parse_size if item.metadata.get("unit") == "bytes" else kind
+    parse: Callable[[str], Any] = parse_size if item.metadata.get("unit") == "bytes" else kind
     if kind is bool:
         options |= {"action": argparse.BooleanOptionalAction}
         parse = parse_bool
     elif kind is tuple:
         options |= {"action": _Extend, "type": str, "metavar": "VALUE"}
-        parse = lambda text: tuple(part.strip() for part in text.split(",") if part.strip())  # noqa: E731
+        parse = _parse_list
     else:
         options |= {"type": parse, "metavar": item.metadata.get("metavar", kind.__name__.upper())}
         if "choices" in options:
@@ -93,6 +93,10 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any, environ: 
     else:
         options["required"] = True
     parser.add_argument(flag, **options)
+
+
+def _parse_list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _from_environment(
@@ -113,7 +117,7 @@ class _Extend(argparse.Action):
     _given: tuple[str, ...] = ()
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
-        self._given = (*self._given, *(part.strip() for part in values.split(",") if part.strip()))
+        self._given = (*self._given, *_parse_list(values))
         setattr(namespace, self.dest, self._given)
 
 

@@ -47,7 +47,7 @@ def dtype_name(value: int) -> str:
 
 def dtype_value(name: str) -> pb.DType:
     """Return the protobuf dtype of a safetensors spelling."""
-    return pb.DType.Value(f"D_TYPE_{name}")
+    return pb.DType.Value(f"D_TYPE_{name}")  # type: ignore[return-value]
 
 
 def check_shape(shape: tuple[int, ...]) -> int:
