@@ -1,0 +1,170 @@
+"""The ops that layers call: one typed function each, which picks the implementation by device and type.
+
+A kernel is chosen by what the tensors are, never by whether it happened to work: where one is declared for a device it
+runs or raises. `implementations` says which one runs, for the start log and `Describe`.
+
+Adding an op, in five steps: its reference; device code (include/*.cuh under csrc/<op>.cu, or csrc/cpu/<op>.cpp); its
+binding, with shapes and declared mutation; a branch here and its line in `implementations`; a test against the
+reference at odd lengths.
+
+Next: kernels/tessera_kernels/reference.py
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from tessera_kernels import cpu, linear, reference
+from tessera_kernels.linear import LinearWeight
+
+__all__ = [
+    "LinearWeight", "add_layer_norm", "add_rms_norm", "implementations", "interpolate_positions", "layer_norm",
+    "linear", "merge_order", "paged_attention", "patchify", "qk_norm_rope", "rms_norm", "rope_qk", "rotary_table",
+    "segment_attention", "store_kv",
+]  # fmt: skip
+
+# Bound by little but memory traffic of small tensors, once a step or an item: torch everywhere so far.
+rotary_table = reference.rotary_table
+patchify = reference.patchify
+merge_order = reference.merge_order
+interpolate_positions = reference.interpolate_positions
+
+_CPP_OPS = (
+    "add_layer_norm", "add_rms_norm", "layer_norm", "paged_attention", "qk_norm_rope", "rms_norm", "rope_qk",
+    "segment_attention", "store_kv",
+)  # fmt: skip
+_TORCH_OPS = ("interpolate_positions", "patchify", "rotary_table")
+
+
+def implementations(dtype: torch.dtype, device: torch.device, head_dims: Sequence[int] = ()) -> dict[str, str]:
+    """Return the implementation of each op: "torch", "onednn" or "cpp".
+
+    Args:
+        dtype: of the model.
+        device: of the model.
+        head_dims: head sizes of the attention layers (language model, vision tower), which the C++ ones limit.
+    """
+    native = cpu.available() and dtype is torch.float32 and device.type == "cpu"
+    table = {name: "cpp" if native else "torch" for name in _CPP_OPS} | {name: "torch" for name in _TORCH_OPS}
+    if native and any(head_dim % cpu.lanes() for head_dim in head_dims):
+        table |= {"paged_attention": "torch", "segment_attention": "torch"}
+    return dict(sorted((table | {"linear": linear.implementation(dtype, device)}).items()))
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return x / rms(x) * weight over the last axis. x: (..., hidden), weight: (hidden,)."""
+    return cpu.rms_norm(x, weight, eps) if cpu.serves(x) else reference.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Add x to residual *in place* and return the norm of the sum. x, residual: (n, hidden)."""
+    implementation = cpu if cpu.serves(x) else reference
+    return implementation.add_rms_norm(x, residual, weight, eps)
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return (x - mean) / std * weight + bias over the last axis. x: (..., hidden)."""
+    return cpu.layer_norm(x, weight, bias, eps) if cpu.serves(x) else reference.layer_norm(x, weight, bias, eps)
+
+
+def add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Add x to residual *in place* and return the layer norm of the sum. x, residual: (n, hidden)."""
+    implementation = cpu if cpu.serves(x) else reference
+    return implementation.add_layer_norm(x, residual, weight, bias, eps)
+
+
+def qk_norm_rope(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+) -> None:
+    """Norm each query and key head by RMS, then rotate it, *in place*.
+
+    Args:
+        qkv: (n, (num_heads + 2 * num_kv_heads) * head_dim), queries, keys, values side by side.
+        q_weight: (head_dim,); k_weight likewise.
+        eps: of the norm.
+        cos: fp32 (n, half), half <= head_dim / 2; sin likewise.
+        num_heads: query heads.
+        num_kv_heads: key heads, and as many value heads.
+    """
+    if cpu.serves(qkv):
+        cpu.qk_norm_rope(qkv, q_weight, k_weight, eps, cos, sin, num_heads, num_kv_heads, q_weight.shape[0])
+    else:
+        reference.qk_norm_rope(qkv, q_weight, k_weight, eps, cos, sin, num_heads, num_kv_heads)
+
+
+def rope_qk(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> None:
+    """Rotate queries and keys of an encoder, *in place*. qkv: (n, 3 * num_heads * dim), cos, sin: fp32 (n, dim / 2)."""
+    if cpu.serves(qkv):
+        head_dim = qkv.shape[1] // (3 * num_heads)
+        cpu.qk_norm_rope(qkv, None, None, 0.0, cos, sin, num_heads, num_heads, head_dim)
+    else:
+        reference.rope_qk(qkv, cos, sin, num_heads)
+
+
+def store_kv(
+    key: torch.Tensor, value: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Write new keys and values into the cache, *in place*.
+
+    Args:
+        key: (n, num_kv_heads, head_dim); value likewise.
+        key_cache: (num_blocks, num_kv_heads, block_size, head_dim); value_cache likewise.
+        slots: (n,) int64, block_id * block_size + offset.
+    """
+    implementation = cpu if cpu.serves(key) else reference
+    implementation.store_kv(key, value, key_cache, value_cache, slots)
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_start: torch.Tensor,
+    context_lens: torch.Tensor,
+    query_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    scale: float,
+) -> torch.Tensor:
+    """Return causal attention of each sequence's newest tokens over its whole cache.
+
+    Args:
+        query: (n, num_heads, head_dim), sequences one after the other.
+        key_cache: (num_blocks, num_kv_heads, block_size, head_dim); value_cache likewise; the queries' own are in it.
+        block_tables: (num_seqs, max_blocks) int32.
+        query_start: (num_seqs + 1,) int32, first row of each sequence, and n.
+        context_lens: (num_seqs,) int32, cache length of each sequence, its new tokens counted.
+        query_lens: differences of query_start, on the host.
+        kv_lens: context_lens, on the host.
+        scale: of the scores.
+
+    Returns:
+        (n, num_heads, head_dim).
+    """
+    if cpu.serves_heads(query, query.shape[2]):
+        return cpu.paged_attention(query, key_cache, value_cache, block_tables, query_start, context_lens, scale)
+    return reference.paged_attention(query, key_cache, value_cache, block_tables, query_lens, kv_lens, scale)
+
+
+def segment_attention(qkv: torch.Tensor, segment_lens: Sequence[int], scale: float) -> torch.Tensor:
+    """Return attention without a mask inside each segment.
+
+    Args:
+        qkv: (n, 3, heads, dim), segments one after the other.
+        segment_lens: rows of each segment.
+        scale: of the scores.
+
+    Returns:
+        (n, heads, dim).
+    """
+    implementation = cpu if cpu.serves_heads(qkv, qkv.shape[3]) else reference
+    return implementation.segment_attention(qkv, segment_lens, scale)

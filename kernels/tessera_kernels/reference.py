@@ -1,0 +1,266 @@
+"""Every op in plain torch: the oracle of the kernels, and what runs where no kernel is built.
+
+Maths is fp32 inside, storage is the tensors' own type. Nothing here is tuned; it is meant to be read.
+
+Next: kernels/tessera_kernels/ops.py
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return x / rms(x) * weight over the last axis. x: (..., hidden), weight: (hidden,)."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * weight.float()).to(x.dtype)
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Add x to residual *in place* and return the norm of the sum. x, residual: (n, hidden)."""
+    residual.add_(x)
+    return rms_norm(residual, weight, eps)
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return (x - mean) / std * weight + bias over the last axis. x: (..., hidden)."""
+    return F.layer_norm(x.float(), (x.shape[-1],), weight.float(), bias.float(), eps).to(x.dtype)
+
+
+def add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Add x to residual *in place* and return the layer norm of the sum. x, residual: (n, hidden)."""
+    residual.add_(x)
+    return layer_norm(residual, weight, bias, eps)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """Return silu(gate) * up. gate_up: (n, 2 * inner), gate first."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """Return GELU by its tanh formula."""
+    return F.gelu(x.float(), approximate="tanh").to(x.dtype)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """Return the exact (erf) GELU."""
+    return F.gelu(x.float()).to(x.dtype)
+
+
+def rotary_table(positions: torch.Tensor, inv_freq: torch.Tensor, axes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return (cos, sin) of each token's angles, each frequency taking the position of its own axis.
+
+    Args:
+        positions: (num_axes, n) int64.
+        inv_freq: (half,) fp32.
+        axes: (half,) int64, the row of `positions` that a frequency uses.
+
+    Returns:
+        Two fp32 (n, half).
+    """
+    angles = positions.t()[:, axes].float() * inv_freq
+    return angles.cos(), angles.sin()
+
+
+def rotate_half(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the first 2 * half elements of each head by half-split pairs. x: (n, heads, dim), cos, sin: (n, half)."""
+    half = cos.shape[-1]
+    cos, sin = cos[:, None], sin[:, None]
+    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    return turned if 2 * half == x.shape[-1] else torch.cat((turned, x[..., 2 * half :]), dim=-1)
+
+
+def qk_norm_rope(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+) -> None:
+    """Norm each query and key head by RMS, then rotate it, *in place*.
+
+    Args:
+        qkv: (n, (num_heads + 2 * num_kv_heads) * head_dim), queries, keys, values side by side.
+        q_weight: (head_dim,); k_weight likewise.
+        eps: of the norm.
+        cos: fp32 (n, half); sin likewise.
+        num_heads: query heads.
+        num_kv_heads: key heads, and as many value heads.
+    """
+    heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, -1)
+    query, key = heads[:, :num_heads], heads[:, num_heads : num_heads + num_kv_heads]
+    query.copy_(rotate_half(rms_norm(query, q_weight, eps), cos, sin))
+    key.copy_(rotate_half(rms_norm(key, k_weight, eps), cos, sin))
+
+
+def rope_qk(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> None:
+    """Rotate queries and keys of an encoder, *in place*. qkv: (n, 3 * num_heads * dim), cos, sin: fp32 (n, dim / 2)."""
+    heads = qkv.view(qkv.shape[0], 3 * num_heads, -1)[:, : 2 * num_heads]
+    heads.copy_(rotate_half(heads, cos, sin))
+
+
+def store_kv(
+    key: torch.Tensor, value: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Write new keys and values into the cache, *in place*.
+
+    Args:
+        key: (n, num_kv_heads, head_dim); value likewise.
+        key_cache: (num_blocks, num_kv_heads, block_size, head_dim); value_cache likewise.
+        slots: (n,) int64, block_id * block_size + offset.
+    """
+    block_size = key_cache.shape[2]
+    blocks, offsets = slots // block_size, slots % block_size
+    key_cache[blocks, :, offsets] = key
+    value_cache[blocks, :, offsets] = value
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    scale: float,
+) -> torch.Tensor:
+    """Return causal attention of each sequence's newest tokens over its whole cache.
+
+    Args:
+        query: (n, num_heads, head_dim), sequences one after the other.
+        key_cache: (num_blocks, num_kv_heads, block_size, head_dim); value_cache likewise; the queries' own are in it.
+        block_tables: (num_seqs, max_blocks) int.
+        query_lens: new tokens of each sequence.
+        kv_lens: cache length of each sequence, its new tokens counted.
+        scale: of the scores.
+
+    Returns:
+        (n, num_heads, head_dim).
+    """
+    out = torch.empty_like(query)
+    block_size = key_cache.shape[2]
+    start = 0
+    for index, (query_len, kv_len) in enumerate(zip(query_lens, kv_lens, strict=True)):
+        blocks = block_tables[index, : -(-kv_len // block_size)].long()
+        key, value = (
+            cache[blocks].transpose(0, 1).flatten(1, 2)[:, :kv_len].unsqueeze(0) for cache in (key_cache, value_cache)
+        )
+        rows = slice(start, start + query_len)
+        attended = _causal_tail_attention(query[rows].transpose(0, 1).unsqueeze(0), key, value, scale)
+        out[rows] = attended[0].transpose(0, 1)
+        start += query_len
+    return out
+
+
+def _causal_tail_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attend where the queries are the last of the keys. query: (1, heads, q, dim), key, value: (1, kv_heads, k, dim)."""
+    query_len, kv_len = query.shape[2], key.shape[2]
+    grouped = query.shape[1] != key.shape[1]
+    if query_len == kv_len:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    mask = None
+    if query_len > 1:
+        visible = torch.arange(kv_len - query_len, kv_len, device=query.device)
+        mask = torch.arange(kv_len, device=query.device)[None] <= visible[:, None]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def segment_attention(qkv: torch.Tensor, segment_lens: Sequence[int], scale: float) -> torch.Tensor:
+    """Return attention without a mask inside each segment.
+
+    Args:
+        qkv: (n, 3, heads, dim), segments one after the other.
+        segment_lens: rows of each segment.
+        scale: of the scores.
+
+    Returns:
+        (n, heads, dim).
+    """
+    outputs = []
+    for length, count, start in _equal_runs(segment_lens):
+        rows = qkv[start : start + length * count].unflatten(0, (count, length))
+        query, key, value = rows.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _equal_runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Group neighbours of equal length, as the frames of a clip: (length, count, first row) of each group."""
+    runs: list[tuple[int, int, int]] = []
+    start = 0
+    for length in lengths:
+        if runs and runs[-1][0] == length:
+            runs[-1] = (length, runs[-1][1] + 1, runs[-1][2])
+        else:
+            runs.append((length, 1, start))
+        start += length
+    return runs
+
+
+def patchify(frames: torch.Tensor, patch: int, merge: int, temporal: int) -> torch.Tensor:
+    """Cut frames into patches in merge order: (t, block row, block column, row in block, column in block).
+
+    Args:
+        frames: (t * temporal, height, width, channels), sides multiples of patch * merge.
+        patch: pixels of a patch's side.
+        merge: patches of a block's side.
+        temporal: frames of a patch.
+
+    Returns:
+        (t * h * w, channels * temporal * patch ** 2), the frames' own type.
+    """
+    num_frames, height, width, channels = frames.shape
+    rows, columns = height // (patch * merge), width // (patch * merge)
+    cut = frames.view(num_frames // temporal, temporal, rows, merge, patch, columns, merge, patch, channels)
+    # -> t, block row, block column, row in block, column in block, channel, frame in patch, y, x
+    cut = cut.permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return cut.reshape(-1, channels * temporal * patch * patch)
+
+
+def merge_order(height: int, width: int, merge: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (row, column) of each patch of a grid in merge order, int64 (height * width,) each."""
+
+    def order(axis: torch.Tensor) -> torch.Tensor:
+        return axis.view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten()
+
+    row = torch.arange(height, device=device)[:, None].expand(height, width).contiguous()
+    column = torch.arange(width, device=device)[None].expand(height, width).contiguous()
+    return order(row), order(column)
+
+
+def interpolate_positions(table: torch.Tensor, height: int, width: int, merge: int) -> torch.Tensor:
+    """Resample a square learned table to a grid: bilinear, corners aligned, in merge order.
+
+    Args:
+        table: (side * side, hidden).
+        height: patches; width likewise.
+        merge: patches of a block's side.
+
+    Returns:
+        (height * width, hidden), the table's type.
+    """
+    side = round(table.shape[0] ** 0.5)
+    taps = []
+    for index, size in zip(merge_order(height, width, merge, table.device), (height, width), strict=True):
+        source = index.float() * (side - 1) / max(size - 1, 1)
+        low = source.floor()
+        fraction = source - low
+        low_tap = low.long()
+        taps.append(((low_tap, 1 - fraction), ((low_tap + 1).clamp(max=side - 1), fraction)))
+    (rows, columns) = taps
+    out = torch.zeros(height * width, table.shape[1], device=table.device)
+    for row, row_weight in rows:
+        for column, column_weight in columns:
+            out += table[row * side + column].float() * (row_weight * column_weight)[:, None]
+    return out.to(table.dtype)

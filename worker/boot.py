@@ -1,0 +1,134 @@
+"""From settings to an engine that has run its first step; everything heavy is imported and done here.
+
+Next: worker/engine/sizing.py
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import structlog
+import torch
+
+from tessera.checkpoint import resolve_model_dir
+from tessera.hashing import content_hash
+from tessera.items import MultimodalItem
+from tessera.modality import Modality, PayloadKind
+from worker.engine.engine import Engine
+from worker.engine.sampling_params import SamplingParams
+from worker.engine.sequence import SequenceGroup, SequenceItem, TokenSpan
+from worker.engine.sizing import EngineOptions, size_engine
+from worker.memory import free_bytes
+from worker.models.base import CausalLM
+from worker.models.loader import load_model
+from worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+Report = Callable[[str, float], None]
+"""Called with "downloading", "loading" or "warming", and the share of it that is done."""
+
+WARM_UP_TOKENS = 8
+
+
+def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
+    """Load the model, size and allocate the caches, run a first step; return the engine and the model's directory.
+
+    Raises:
+        ServeError: there is no such model.
+        CheckpointError: the checkpoint cannot be served.
+        SizingError: the limits do not fit.
+    """
+    start = time.monotonic()
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    report("downloading", 0.0)
+    model_dir = resolve_model_dir(settings.model)
+    report("loading", 0.0)
+    model = load_model(
+        model_dir,
+        dtype=None if settings.dtype == "auto" else settings.dtype,
+        device=pick_device(settings.device),
+        disable_vision_encoder=settings.disable_vision_encoder,
+        progress=lambda share: report("loading", share),
+    )
+    loaded = time.monotonic()
+    config = size_engine(model, engine_options(settings), free_bytes(model.device))
+    engine = Engine(config, model)
+    report("warming", 0.0)
+    warm_up(engine)
+    log.info(
+        "model_ready",
+        architecture=model.info.architecture,
+        device=str(model.device),
+        dtype=model.info.dtype,
+        threads=torch.get_num_threads(),
+        weight_bytes=model.weight_bytes,
+        kv_cache_bytes=engine.runner.kv_cache.size_bytes,
+        num_blocks=config.num_blocks,
+        max_model_len=config.max_model_len,
+        encoder_cache_bytes=config.encoder_cache_bytes,
+        load_s=round(loaded - start, 3),
+        warm_up_s=round(time.monotonic() - loaded, 3),
+    )
+    return engine, model_dir
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a flag; "auto" is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device("cuda", 0) if name == "cuda" else torch.device(name)
+
+
+def engine_options(settings: WorkerSettings) -> EngineOptions:
+    """Return the engine's part of the settings."""
+    return EngineOptions(**{name: getattr(settings, name) for name in EngineOptions.__dataclass_fields__})
+
+
+def warm_up(engine: Engine) -> None:
+    """Run a short prompt with one item of each modality to its end.
+
+    On an accelerator the items are the worst legal ones and the prompt fills a step, so that running out of memory
+    shows now. The CPU, where a large step takes minutes and memory is not so tight, gets the smallest.
+
+    Raises:
+        RuntimeError: the engine does not answer.
+    """
+    model, config = engine.model, engine.config
+    on_cpu = model.device.type == "cpu"
+    items: list[MultimodalItem] = []
+    for modality, grid in model.worst_grids(config.max_model_len - WARM_UP_TOKENS).items():
+        merge = model.info.spatial_merge_size
+        items.append(_dummy_item(model, modality, (1, merge, merge) if on_cpu else grid))
+    for number, item in enumerate(items):
+        _run_alone(engine, f"warm-up-{number}", item)
+    length = WARM_UP_TOKENS if on_cpu else min(config.max_batched_tokens, config.max_model_len - 2)
+    _run_alone(engine, "warm-up", None, max(1, min(length, config.max_model_len - 2)))
+
+
+def _dummy_item(model: CausalLM, modality: str, grid: tuple[int, int, int]) -> MultimodalItem:
+    pixels = model.dummy_input(modality, grid).tensor.numpy()
+    kind = PayloadKind.PIXELS_U8
+    return MultimodalItem(
+        Modality(modality), kind, content_hash(modality, kind, "U8", pixels, grid), array=pixels, grid_thw=grid
+    )
+
+
+def _run_alone(engine: Engine, name: str, item: MultimodalItem | None, num_tokens: int = 1) -> None:
+    placed: tuple[SequenceItem, ...] = ()
+    if item is not None:
+        assert item.grid_thw is not None
+        num_tokens = engine.model.embedding_tokens(item.grid_thw)
+        placed = (SequenceItem(item.modality, item.content_hash, (TokenSpan(0, num_tokens),), item.grid_thw),)
+        if num_tokens + 1 > min(engine.config.max_model_len, engine.config.max_item_tokens):
+            return
+        engine.items.put(item)
+    tokens = tuple(np.arange(num_tokens, dtype=np.int64) % engine.model.vocab_size)
+    params = SamplingParams(max_tokens=min(2, engine.config.max_model_len - num_tokens), ignore_eos=True)
+    # A salt of its own: what it leaves in the caches is never found.
+    engine.add(SequenceGroup(name, tuple(map(int, tokens)), params, placed, cache_salt=os.urandom(16)))
+    while not engine.is_idle:
+        for update in engine.step().updates:
+            if update.failure is not None:
+                raise RuntimeError("the warm-up step failed; the log says why")

@@ -1,0 +1,147 @@
+"""From a schedule to the model's ForwardBatch: ids, positions, slots, block tables, and the items' rows.
+
+Buffers are kept between steps and filled with numpy, since a decode step must cost microseconds here.
+
+Next: worker/engine/model_runner.py
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+
+from worker.engine.chunk_map import item_rows
+from worker.engine.config import EngineConfig
+from worker.engine.encoder_cache import ItemKey
+from worker.engine.schedule import Chunk
+from worker.engine.sequence import Sequence
+from worker.models.base import EncoderOutput, ForwardBatch
+
+EncodedItem = Callable[[ItemKey], EncoderOutput]
+Rows = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
+class BatchBuilder:
+    """Builds one batch at a time; a batch is valid until the next one is built.
+
+    Args:
+        config: limits.
+        device: where the model runs.
+    """
+
+    def __init__(self, config: EngineConfig, device: torch.device) -> None:
+        self._block_size = config.block_size
+        self._device = device
+        self._max_blocks = config.blocks_for(config.max_model_len)
+        tokens, sequences = config.max_batched_tokens, config.max_sequences
+        self._input_ids = np.zeros(tokens, np.int64)
+        self._positions = np.zeros(3 * tokens, np.int64)
+        self._slots = np.zeros(tokens, np.int64)
+        self._tables = np.zeros(sequences * self._max_blocks, np.int32)
+
+    def build(self, chunks: Iterable[Chunk], encoded: EncodedItem) -> ForwardBatch:
+        """Flatten the chunks.
+
+        Args:
+            chunks: in the order that they take in the batch; at most the configured tokens and sequences.
+            encoded: gives an item's embeddings; called for the items that a chunk touches.
+
+        Returns:
+            The batch, on the model's device.
+        """
+        chunks = list(chunks)
+        query_lens = tuple(chunk.end - chunk.start for chunk in chunks)
+        kv_lens = tuple(chunk.end for chunk in chunks)
+        starts = np.zeros(len(chunks) + 1, np.int32)
+        np.cumsum(query_lens, out=starts[1:])
+        num_tokens = int(starts[-1])
+        positions = self._positions[: 3 * num_tokens].reshape(3, num_tokens)
+        wanted = []
+        row = 0
+        for chunk in chunks:
+            self._fill(chunk, row, positions)
+            row += chunk.end - chunk.start
+            if chunk.samples:
+                wanted.append(row - 1)
+        embeds, rows, deepstack = self._gather(chunks, starts, encoded)
+        return ForwardBatch(
+            input_ids=self._tensor(self._input_ids[:num_tokens]),
+            positions=self._tensor(positions),
+            slot_mapping=self._tensor(self._slots[:num_tokens]),
+            block_tables=self._tensor(self._block_tables(chunks)),
+            context_lens=self._tensor(np.array(kv_lens, np.int32)),
+            query_start=self._tensor(starts),
+            logits_indices=self._tensor(np.array(wanted, np.int64)),
+            query_lens=query_lens,
+            kv_lens=kv_lens,
+            mm_embeds=embeds,
+            mm_positions=rows,
+            mm_deepstack=deepstack,
+        )
+
+    def _fill(self, chunk: Chunk, row: int, positions: np.ndarray) -> None:
+        sequence, start, end = chunk.sequence, chunk.start, chunk.end
+        table = self._table_row(sequence)
+        if end - start == 1:
+            self._input_ids[row] = sequence.token_ids[start]
+            self._slots[row] = int(table[start // self._block_size]) * self._block_size + start % self._block_size
+        else:
+            last = row + end - start
+            self._input_ids[row:last] = sequence.token_ids[start:end]
+            index = np.arange(start, end)
+            np.multiply(table[index // self._block_size], self._block_size, out=self._slots[row:last])
+            self._slots[row:last] += index % self._block_size
+        num_prompt = sequence.num_prompt
+        if start < num_prompt:
+            count = min(end, num_prompt) - start
+            positions[:, row : row + count] = sequence.positions[:, start : start + count]
+            row, start = row + count, start + count
+        if end - start == 1:
+            positions[:, row] = start + sequence.position_delta
+        elif start < end:
+            positions[:, row : row + end - start] = np.arange(start, end) + sequence.position_delta
+
+    def _table_row(self, sequence: Sequence) -> np.ndarray:
+        """Return the sequence's blocks as an array, appending to the one of the step before."""
+        table = sequence.block_table
+        held = sequence.table_row
+        if held is None or held[0] != sequence.table_version:
+            held = sequence.table_row = [sequence.table_version, 0, np.zeros(self._max_blocks, np.int32)]
+        if held[1] < len(table):
+            held[2][held[1] : len(table)] = table[held[1] :]
+            held[1] = len(table)
+        return held[2][: held[1]]
+
+    def _block_tables(self, chunks: list[Chunk]) -> np.ndarray:
+        width = max(len(chunk.sequence.block_table) for chunk in chunks)
+        tables = self._tables[: len(chunks) * width].reshape(len(chunks), width)
+        for number, chunk in enumerate(chunks):
+            row = self._table_row(chunk.sequence)
+            tables[number, : len(row)] = row
+            tables[number, len(row) :] = row[0]
+        return tables
+
+    def _gather(self, chunks: list[Chunk], starts: np.ndarray, encoded: EncodedItem) -> Rows:
+        """Return the embeddings, rows and deepstack features of all placeholder tokens of the batch."""
+        embeds, rows, deepstack = [], [], []
+        for chunk, first in zip(chunks, starts.tolist(), strict=False):
+            for index in sorted(chunk.sequence.pinned):
+                runs = item_rows(chunk.start, chunk.end, chunk.sequence.items[index].ranges)
+                output = encoded(chunk.sequence.item_key(index)) if runs else None
+                for run in runs:
+                    assert output is not None
+                    embeds.append(output.embeddings[run.source : run.source + run.length])
+                    rows.append(np.arange(first + run.destination, first + run.destination + run.length))
+                    if output.deepstack is not None:
+                        deepstack.append(output.deepstack[:, run.source : run.source + run.length])
+        if not embeds:
+            return None, None, None
+        return (
+            torch.cat(embeds),
+            self._tensor(np.concatenate(rows)),
+            torch.cat(deepstack, dim=1) if deepstack else None,
+        )
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        # On the CPU this is a view of the buffer; elsewhere a copy, complete when the call returns.
+        return torch.from_numpy(values).to(self._device)

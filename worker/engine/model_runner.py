@@ -1,0 +1,110 @@
+"""Runs what was scheduled: copies blocks, encodes items, builds the batch, calls the model.
+
+Next: worker/engine/sampler.py
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from tessera.items import MultimodalItem
+from worker.engine.batch import BatchBuilder
+from worker.engine.config import EngineConfig
+from worker.engine.encoder_cache import EncoderCache
+from worker.engine.schedule import Chunk, EncodeTask
+from worker.engine.sequence import SequenceGroup
+from worker.models.base import CausalLM, EncoderInput, EncoderOutput, ForwardBatch, ItemLayout
+
+TORCH_DTYPES = {"U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+class ModelRunner:
+    """Owns the model and its KV cache.
+
+    Args:
+        config: limits.
+        model: what runs.
+        cache: encoded items.
+    """
+
+    def __init__(self, config: EngineConfig, model: CausalLM, cache: EncoderCache) -> None:
+        self.model = model
+        self.kv_cache = model.make_kv_cache(config.num_blocks, config.block_size)
+        self._cache = cache
+        self._builder = BatchBuilder(config, model.device)
+
+    def positions(self, group: SequenceGroup) -> tuple[np.ndarray, int]:
+        """Return the prompt's positions, int64 (3, prompt tokens), and what to add to a later token's index.
+
+        Raises:
+            InvalidArgument: the items' ranges do not fit their grids.
+        """
+        layouts = [
+            ItemLayout(item.modality, item.ranges, item.grid_thw) for item in group.items if item.grid_thw is not None
+        ]
+        positions, following = self.model.mrope_positions(len(group.prompt_ids), layouts)
+        return positions, following - len(group.prompt_ids)
+
+    def copy_blocks(self, copies: dict[int, int]) -> None:
+        """Copy KV blocks, destination by source, in order."""
+        if not copies:
+            return
+        pairs = [(source, destination) for destination, source in copies.items()]
+        if copies.keys() & set(copies.values()):
+            # A block that was copied from was freed and became another copy's destination in the same step.
+            for pair in pairs:
+                self.kv_cache.copy_blocks([pair])
+        else:
+            self.kv_cache.copy_blocks(pairs)
+
+    @torch.inference_mode()
+    def encode(self, tasks: list[EncodeTask]) -> None:
+        """Encode items in one batch and put them into the encoder cache."""
+        if not tasks:
+            return
+        outputs = self.model.encode([encoder_input(task.item) for task in tasks])  # type: ignore[arg-type]
+        for task, output in zip(tasks, outputs, strict=True):
+            assert output.embeddings.shape[0] == task.num_tokens, "the encoder returned a wrong number of rows"
+            self._cache.put(task.key, _owned(output))
+
+    def prepare(self, chunks: Iterable[Chunk]) -> ForwardBatch:
+        """Return the batch of some chunks, whose items have been encoded."""
+        return self._builder.build(chunks, self._cache.get)
+
+    @torch.inference_mode()
+    def run(self, batch: ForwardBatch) -> torch.Tensor:
+        """Return the logits, fp32 (num_logits, vocab_size); keys and values are in the cache afterwards."""
+        return self.model.forward(batch, self.kv_cache)
+
+
+def encoder_input(item: MultimodalItem) -> EncoderInput:
+    """Return an item as the model takes it; the tensors share the item's memory where it is writable."""
+    assert item.array is not None and item.payload_kind is not None and item.grid_thw is not None
+    return EncoderInput(
+        modality=str(item.modality),
+        kind=str(item.payload_kind),
+        tensor=_to_tensor(item.array, item.dtype),
+        grid_thw=item.grid_thw,
+        side={name: _to_tensor(side.array, side.dtype) for name, side in item.side_arrays.items()},
+    )
+
+
+def _to_tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
+    if not values.flags.writeable or not values.flags.c_contiguous:
+        values = values.copy()
+    if dtype == "BF16":
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    tensor = torch.from_numpy(values)
+    assert tensor.dtype is TORCH_DTYPES[dtype]
+    return tensor
+
+
+def _owned(output: EncoderOutput) -> EncoderOutput:
+    """Return an output that keeps no larger tensor alive, as a slice of a whole batch's result would."""
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+
+    return EncoderOutput(own(output.embeddings), None if output.deepstack is None else own(output.deepstack))

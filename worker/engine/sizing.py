@@ -1,0 +1,163 @@
+"""From what the user asked for and what the machine has to an EngineConfig, before anything is allocated.
+
+The worst legal item sizes the encoder cache; what is left, the KV cache.
+
+Next: worker/engine/engine.py
+"""
+
+from dataclasses import dataclass, replace
+
+import structlog
+
+from worker.engine.config import EngineConfig
+from worker.models.base import CausalLM
+
+log = structlog.get_logger(__name__)
+
+CUDA_SHARE = 0.9
+CPU_SHARE = 0.25
+# On the CPU, where memory is shared with everyone else: room for this much at once, unless more is asked for.
+_CPU_SEQUENCE_TOKENS = 512
+_CPU_FULL_SEQUENCES = 4
+_ENCODER_CACHE_BYTES = 256 << 20
+
+
+class SizingError(Exception):
+    """The engine does not fit; the text says which flag mends it."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the user asked for; None = computed.
+
+    Args:
+        max_model_len: most tokens of a sequence; None = the model's, cut to what the KV cache holds.
+        max_sequences: most running sequences.
+        max_batched_tokens: most tokens of a step.
+        block_size: tokens of a KV block.
+        num_blocks: KV blocks, before the next two.
+        kv_cache_bytes: bytes of the KV cache.
+        kv_cache_share: share of the free memory for it.
+        encoder_cache_bytes: of encoded items; 0 = no more than running requests need.
+        prefix_cache: reuse blocks of equal prefixes.
+        retain_encoded: keep encoded items after their requests.
+        staged_bytes: of items that wait to be encoded.
+        staged_ttl_s: seconds that an unwanted one is kept.
+    """
+
+    max_model_len: int | None = None
+    max_sequences: int = 64
+    max_batched_tokens: int = 2048
+    block_size: int = 16
+    num_blocks: int | None = None
+    kv_cache_bytes: int | None = None
+    kv_cache_share: float | None = None
+    encoder_cache_bytes: int | None = None
+    prefix_cache: bool = True
+    retain_encoded: bool = True
+    staged_bytes: int = 1 << 30
+    staged_ttl_s: float = 300.0
+
+
+def size_engine(model: CausalLM, options: EngineOptions, free_bytes: int) -> EngineConfig:
+    """Return the limits of an engine.
+
+    Args:
+        model: loaded; its weights are not in `free_bytes` any more.
+        options: what was asked for.
+        free_bytes: memory that caches and workspace may take.
+
+    Raises:
+        SizingError: a limit is out of range, or one sequence of full length does not fit.
+    """
+    options = _checked(options)
+    most = model.info.max_position_embeddings
+    if options.max_model_len is not None and not 1 <= options.max_model_len <= most:
+        raise SizingError(f"--max-model-len {options.max_model_len}: this model takes 1 to {most} tokens")
+    wanted = options.max_model_len or most
+    num_blocks = _num_blocks(model, options, wanted, free_bytes)
+    held = num_blocks * options.block_size
+    if held < wanted:
+        if options.max_model_len is not None:
+            needed = -(-wanted // options.block_size)
+            raise SizingError(
+                f"the KV cache has {num_blocks} blocks and one sequence of --max-model-len {wanted} needs {needed} "
+                f"({needed * model.kv_block_bytes(options.block_size) >> 20} MiB): raise --kv-cache-bytes or "
+                f"--kv-cache-share, or lower --max-model-len to {held}"
+            )
+        if held == 0:
+            block_bytes = model.kv_block_bytes(options.block_size)
+            raise SizingError(f"no memory for one KV block of {block_bytes} bytes: raise --kv-cache-bytes")
+        log.warning("max_model_len_clamped", model=wanted, served=held, remedy="raise --kv-cache-bytes for more")
+    length = min(wanted, held)
+    encoder_bytes, retain = _encoder_cache(model, options, length)
+    return EngineConfig(
+        max_model_len=length,
+        num_blocks=num_blocks,
+        block_size=options.block_size,
+        max_sequences=options.max_sequences,
+        max_batched_tokens=options.max_batched_tokens,
+        encoder_cache_bytes=encoder_bytes,
+        retain_encoded=retain,
+        item_token_bytes=model.encoder_token_bytes,
+        enable_prefix_cache=options.prefix_cache,
+        staged_bytes=options.staged_bytes,
+        staged_ttl_s=options.staged_ttl_s,
+    )
+
+
+def _checked(options: EngineOptions) -> EngineOptions:
+    for name in ("max_sequences", "max_batched_tokens", "block_size", "num_blocks", "staged_bytes"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise SizingError(f"--{name.replace('_', '-')} {value}: at least 1")
+    if options.kv_cache_share is not None and not 0 < options.kv_cache_share <= 1:
+        raise SizingError(f"--kv-cache-share {options.kv_cache_share}: above 0, at most 1")
+    if options.max_sequences > options.max_batched_tokens:
+        log.info("max_sequences_lowered", asked=options.max_sequences, max_batched_tokens=options.max_batched_tokens)
+        return replace(options, max_sequences=options.max_batched_tokens)
+    return options
+
+
+def worst_item_tokens(model: CausalLM, max_model_len: int) -> int:
+    """Return the tokens of the largest legal item of all modalities; 0 where the model takes text alone."""
+    grids = model.worst_grids(max_model_len).values()
+    return max((model.embedding_tokens(grid) for grid in grids), default=0)
+
+
+def _encoder_cache(model: CausalLM, options: EngineOptions, max_model_len: int) -> tuple[int, bool]:
+    """Return the bytes of the encoder cache, and whether entries outlive their requests."""
+    least = worst_item_tokens(model, max_model_len) * model.encoder_token_bytes
+    if options.encoder_cache_bytes is None:
+        return max(least, _ENCODER_CACHE_BYTES), options.retain_encoded
+    if 0 < options.encoder_cache_bytes < least:
+        log.info("encoder_cache_raised", asked=options.encoder_cache_bytes, worst_item=least)
+    return max(least, options.encoder_cache_bytes), options.retain_encoded and options.encoder_cache_bytes > 0
+
+
+def _num_blocks(model: CausalLM, options: EngineOptions, max_model_len: int, free_bytes: int) -> int:
+    if options.num_blocks is not None:
+        return options.num_blocks
+    block_bytes = model.kv_block_bytes(options.block_size)
+    if options.kv_cache_bytes is not None:
+        return options.kv_cache_bytes // block_bytes
+    on_cpu = model.device.type == "cpu"
+    share = options.kv_cache_share or (CPU_SHARE if on_cpu else CUDA_SHARE)
+    left = int(free_bytes * share) - _workspace_bytes(model, options, max_model_len)
+    num_blocks = max(left, 0) // block_bytes
+    blocks_of_one = -(-max_model_len // options.block_size)
+    useful = options.max_sequences * blocks_of_one
+    if on_cpu and options.kv_cache_share is None:
+        short = options.max_sequences * -(-_CPU_SEQUENCE_TOKENS // options.block_size)
+        useful = min(useful, max(_CPU_FULL_SEQUENCES * blocks_of_one, short))
+    return min(num_blocks, useful)
+
+
+def _workspace_bytes(model: CausalLM, options: EngineOptions, max_model_len: int) -> int:
+    """Return what a step may take beside KV blocks and weights: the encoder cache, and the larger of two transients."""
+    encode = max(map(model.encoder_workspace_bytes, model.worst_grids(max_model_len).values()), default=0)
+    forward = model.forward_workspace_bytes(options.max_batched_tokens, options.max_sequences)
+    if model.device.type == "cpu" and options.max_model_len is None:
+        # The worst item of a context that will be cut anyway must not decide how far it is cut.
+        encode = min(encode, forward)
+    return _encoder_cache(model, options, max_model_len)[0] + max(encode, forward)

@@ -1,0 +1,117 @@
+"""Causal attention with grouped heads over the paged cache.
+
+Next: worker/layers/kv_cache.py
+"""
+
+from dataclasses import dataclass
+
+import torch
+from tessera_kernels import ops
+
+from worker.layers.linear import Linear
+from worker.layers.norm import RMSNorm
+from worker.layers.source import WeightSource
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of an attention layer.
+
+    Args:
+        hidden_size: width of the stream.
+        num_heads: query heads.
+        num_kv_heads: key/value heads.
+        head_dim: elements of a head.
+        norm_eps: of the query and key norms.
+        bias: whether the projections have biases.
+    """
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class AttentionStep:
+    """What all attention layers of one step share.
+
+    Args:
+        cos: fp32 (num_tokens, rotary_dim / 2); sin likewise.
+        slots: (num_tokens,) int64, where new keys and values go.
+        block_tables: (num_seqs, max_blocks) int32.
+        query_start: (num_seqs + 1,) int32, first row of each sequence.
+        context_lens: (num_seqs,) int32, cache length of each sequence after the step.
+        query_lens: new tokens of each sequence, on the host.
+        kv_lens: `context_lens` on the host.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    slots: torch.Tensor
+    block_tables: torch.Tensor
+    query_start: torch.Tensor
+    context_lens: torch.Tensor
+    query_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+
+
+class Attention:
+    """Queries and keys normed head by head, rotated; keys and values paged; output projected."""
+
+    def __init__(self, shape: AttentionShape, qkv: Linear, out: Linear, q_norm: RMSNorm, k_norm: RMSNorm) -> None:
+        self.shape = shape
+        self.qkv = qkv
+        self.out = out
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self.scale = shape.head_dim**-0.5
+
+    @classmethod
+    def load(cls, source: WeightSource, shape: AttentionShape) -> "Attention":
+        """Read q/k/v/o projections and the two head norms."""
+        query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        parts = [("q_proj", query), ("k_proj", key), ("v_proj", key)]
+        return cls(
+            shape,
+            Linear.load(source, parts, shape.hidden_size, bias=shape.bias),
+            Linear.load(source, [("o_proj", shape.hidden_size)], query, bias=shape.bias),
+            RMSNorm.load(source.under("q_norm"), shape.head_dim, shape.norm_eps),
+            RMSNorm.load(source.under("k_norm"), shape.head_dim, shape.norm_eps),
+        )
+
+    def __call__(
+        self, x: torch.Tensor, step: AttentionStep, cache: tuple[torch.Tensor, torch.Tensor], keep: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Run the layer, writing the new keys and values.
+
+        Args:
+            x: (num_tokens, hidden).
+            step: shared by the layers.
+            cache: this layer's key and value blocks.
+            keep: rows that anyone will look at, or None for all.
+
+        Returns:
+            (num_tokens or len(keep), hidden).
+        """
+        shape = self.shape
+        qkv = self.qkv(x)
+        ops.qk_norm_rope(
+            qkv, self.q_norm.weight, self.k_norm.weight, shape.norm_eps, step.cos, step.sin,
+            shape.num_heads, shape.num_kv_heads,
+        )  # fmt: skip
+        heads = qkv.view(x.shape[0], -1, shape.head_dim)
+        query, key, value = heads.split((shape.num_heads, shape.num_kv_heads, shape.num_kv_heads), dim=1)
+        ops.store_kv(key, value, *cache, step.slots)
+        attended = ops.paged_attention(
+            query, *cache, step.block_tables, step.query_start, step.context_lens, step.query_lens, step.kv_lens,
+            self.scale,
+        ).flatten(1)  # fmt: skip
+        return self.out(attended if keep is None else attended[keep])
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights."""
+        return self.qkv.size_bytes + self.out.size_bytes

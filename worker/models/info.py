@@ -1,0 +1,88 @@
+"""What a checkpoint's JSON files say beside the architecture: stop ids, defaults of sampling, processor budgets.
+
+Next: worker/models/qwen3_vl_config.py
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.models.base import GenerationDefaults
+from worker.models.checkpoint import CheckpointError, read_json
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """How pixels become the encoder's numbers: (x / 255 - mean) / std, channel by channel."""
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class ProcessorLimits:
+    """What the processor files allow of one modality.
+
+    Args:
+        max_pixels: pixel budget of an item (a clip's frames counted).
+        statistics: of its pixels.
+    """
+
+    max_pixels: int
+    statistics: ImageStatistics
+
+
+def read_eos_token_ids(model_dir: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the ids that end a sequence: from generation_config.json, else config.json, else the tokenizer."""
+    text_config = config.get("text_config") or {}
+    for source in (read_json(model_dir / "generation_config.json"), text_config, config):
+        value = source.get("eos_token_id")
+        if isinstance(value, int):
+            return (value,)
+        if value:
+            return tuple(int(token_id) for token_id in value)
+    token = read_json(model_dir / "tokenizer_config.json").get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    added = read_json(model_dir / "tokenizer.json").get("added_tokens", [])
+    return tuple(int(entry["id"]) for entry in added if entry.get("content") == text)
+
+
+def read_generation_defaults(model_dir: Path) -> GenerationDefaults:
+    """Return the sampling defaults of generation_config.json; greedy where it asks for nothing."""
+    content = read_json(model_dir / "generation_config.json")
+
+    def number(key: str, default: float) -> float:
+        value = content.get(key)
+        return default if value is None else float(value)
+
+    return GenerationDefaults(
+        do_sample=bool(content.get("do_sample", False)),
+        temperature=number("temperature", 1.0),
+        top_p=number("top_p", 1.0),
+        # transformers' own default of top-k is 50 wherever sampling is on and the file does not say otherwise
+        top_k=int(number("top_k", 50 if content.get("do_sample") else 0)),
+        repetition_penalty=number("repetition_penalty", 1.0),
+    )
+
+
+def read_processor_limits(model_dir: Path, modality: str, default_max_pixels: int) -> ProcessorLimits:
+    """Return what preprocessor_config.json or video_preprocessor_config.json says of a modality.
+
+    Args:
+        model_dir: checkpoint directory.
+        modality: "image" or "video"; a clip falls back to the image's statistics.
+        default_max_pixels: where no budget is written.
+
+    Raises:
+        CheckpointError: a value has the wrong shape.
+    """
+    image = read_json(model_dir / "preprocessor_config.json")
+    content = image if modality == "image" else read_json(model_dir / "video_preprocessor_config.json")
+    size = content.get("size") or {}
+    max_pixels = content.get("max_pixels") or size.get("longest_edge") or default_max_pixels
+    mean = tuple(content.get("image_mean") or image.get("image_mean") or ImageStatistics.mean)
+    std = tuple(content.get("image_std") or image.get("image_std") or ImageStatistics.std)
+    if len(mean) != len(std) or not all(value > 0 for value in std):
+        raise CheckpointError(f"{model_dir}: image_mean {mean} and image_std {std} do not fit")
+    return ProcessorLimits(int(max_pixels), ImageStatistics(mean, std))

@@ -1,0 +1,60 @@
+"""Settings of the worker: one frozen dataclass, read once in __main__.py.
+
+Next: worker/server.py
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Tessera's worker: runs one model on one device for the gateways that connect to it."""
+
+    model: str = field(metadata={"help": "checkpoint directory or hub name"})
+    host: str = field(default="127.0.0.1", metadata={"help": "address to listen on"})
+    port: int = field(default=50061, metadata={"help": "port to listen on; 0 = any"})
+    log_level: str = field(
+        default="info",
+        metadata={"help": "least level that is logged", "choices": ("debug", "info", "warning", "error")},
+    )
+    device: str = field(
+        default="auto", metadata={"help": "auto = a GPU where there is one", "choices": ("auto", "cpu", "cuda")}
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "of weights and KV cache; auto = float32 on the CPU, the checkpoint's on a GPU",
+            "choices": ("auto", "float32", "bfloat16"),
+        },
+    )
+    threads: int = field(default=0, metadata={"help": "threads of the arithmetic on the CPU; 0 = all cores"})
+    disable_vision_encoder: bool = field(
+        default=False, metadata={"help": "leave the vision weights out and refuse media"}
+    )
+
+    max_model_len: int | None = field(
+        default=None, metadata={"help": "most tokens of prompt and answer; default: the model's, if the KV cache fits"}
+    )
+    max_sequences: int = field(default=64, metadata={"help": "most sequences that run at once"})
+    max_batched_tokens: int = field(default=2048, metadata={"help": "most tokens of one step"})
+    block_size: int = field(default=16, metadata={"help": "tokens of a KV block"})
+    num_blocks: int | None = field(default=None, metadata={"help": "KV blocks; goes before --kv-cache-bytes"})
+    kv_cache_bytes: int | None = field(
+        default=None, metadata={"help": "bytes of the KV cache; goes before --kv-cache-share", "unit": "bytes"}
+    )
+    kv_cache_share: float | None = field(
+        default=None, metadata={"help": "share of the free memory for caches; default 0.9 of a GPU's, 0.25 of a CPU's"}
+    )
+    encoder_cache_bytes: int | None = field(
+        default=None,
+        metadata={"help": "bytes of encoded items; 0 = no more than running requests need", "unit": "bytes"},
+    )
+    prefix_cache: bool = field(default=True, metadata={"help": "reuse the KV blocks of equal prefixes"})
+    retain_encoded: bool = field(default=True, metadata={"help": "keep encoded items after their requests"})
+    staged_bytes: int = field(
+        default=1 << 30, metadata={"help": "bytes of items that wait to be encoded", "unit": "bytes"}
+    )
+    staged_ttl_s: float = field(default=300.0, metadata={"help": "seconds that an unwanted one of them is kept"})
+
+    heartbeat_s: float = field(default=1.0, metadata={"help": "seconds between load reports of an idle engine"})
+    drain_s: float = field(default=10.0, metadata={"help": "seconds that running requests get at shutdown"})
