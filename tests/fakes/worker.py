@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
+
 from tessera.grpc_options import server_options
 from tessera.v1 import types_pb2 as types
 from tessera.v1 import worker_service_pb2 as pb

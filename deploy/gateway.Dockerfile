@@ -1,0 +1,61 @@
+# The gateway: no torch, no compiler. Build from the repository's root:
+#
+#   docker build -f deploy/gateway.Dockerfile -t tessera-gateway .
+#
+# Next: worker.Dockerfile.
+
+FROM debian:bookworm-slim AS base
+# Debian keeps one version of a package a release: pinning it would only break the next build.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates python3 \
+    && rm -rf /var/lib/apt/lists/*
+
+# What builds, and stays behind.
+FROM base AS tools
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY requirements.lock pyproject.toml ./
+
+FROM tools AS stubs
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /venv && /venv/bin/pip install -c requirements.lock grpcio-tools
+COPY protos protos
+RUN /venv/bin/python -m grpc_tools.protoc -Iprotos --python_out=protos --grpc_python_out=protos protos/tessera/v1/*.proto
+
+FROM tools AS native
+COPY kernels/build.py kernels/
+COPY kernels/csrc kernels/csrc
+RUN python3 kernels/build.py
+
+FROM tools AS packages
+COPY deploy/requirements.py deploy/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /opt/venv \
+    && python3 deploy/requirements.py gateway < pyproject.toml > /tmp/requirements.txt \
+    && /opt/venv/bin/pip install -c requirements.lock -r /tmp/requirements.txt
+
+FROM base
+RUN useradd --create-home --uid 10001 tessera \
+    && install -d -o tessera -g tessera /home/tessera/.cache/huggingface
+COPY --from=packages /opt/venv /opt/venv
+COPY --from=native /src/kernels/tessera_kernels/lib/libtessera_resize.so /usr/local/lib/tessera/
+COPY models/shapes/checkpoint /opt/tessera/models/shapes
+COPY --from=stubs /src/protos /opt/tessera/protos
+COPY gateway /opt/tessera/gateway
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/opt/tessera:/opt/tessera/protos \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TESSERA_MODEL=/opt/tessera/models/shapes \
+    TESSERA_HOST=0.0.0.0 \
+    TESSERA_PORT=50051
+USER 10001:10001
+WORKDIR /home/tessera
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --start-interval=1s \
+    CMD ["python", "-m", "tessera.healthcheck", "localhost:50051"]
+ENTRYPOINT ["python", "-m", "gateway"]
