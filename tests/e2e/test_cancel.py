@@ -1,0 +1,240 @@
+"""A caller who leaves, or whose time is up, stops the work at whatever stage it is, and frees everything."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tessera.v1 import inference_service_pb2 as pb
+from tests.e2e.harness import Flags, Pair, Pairs, wait_until
+from tests.e2e.status import canary_tokens, outcome, status_of
+from tests.parity.cases import SMALL, Case, chat_request, clip, user
+
+SOON_S = 1.0  # for a busy machine; a step of the tiny model takes some milliseconds
+STORY = Case("story", (user("Tell me a story."),))
+SEEING = Case("seeing", (user("Tell me a story of this: ", SMALL),))
+LONG_TEXT = "what is this? " * 250
+NARROW = ("--max-sequences", "1", "--max-batched-tokens", "16", "--no-prefix-cache")
+
+
+@pytest.fixture
+def pair(pairs: Pairs, tiny: Callable[[str], Path]) -> Pair:
+    """The default pair."""
+    return pairs.get(Flags(tiny("5.x")))
+
+
+@pytest.fixture
+def narrow(pairs: Pairs, tiny: Callable[[str], Path]) -> Pair:
+    """A pair that runs one sequence at a time, 16 tokens a step."""
+    return pairs.get(Flags(tiny("5.x"), worker=NARROW))
+
+
+def load(pair: Pair) -> tuple[int, int, int]:
+    """Running and waiting sequences, and the blocks that they hold."""
+    worker = pair.model().workers[0]
+    return worker.running, worker.waiting, worker.used_blocks
+
+
+def children(pid: int) -> set[int]:
+    """Processes below a process."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        below = {int(child) for child in task.read_text().split()}
+        found |= below.union(*(children(child) for child in below))
+    return found
+
+
+def busy_s(pids: set[int]) -> float:
+    """CPU seconds that processes have used."""
+    total = 0.0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            continue
+        total += (int(fields[11]) + int(fields[12])) / 100
+    return total
+
+
+def assert_freed(pair: Pair) -> None:
+    """Nothing is held any more, soon."""
+    wait_until(lambda: not pair.unrest(), "everything freed", SOON_S)
+
+
+def slow_clip() -> pb.ChatRequest:
+    """A request whose clip takes seconds to decode: the frames it needs are far apart."""
+    long = clip(60, 900, 480, 640, fps=30.0, codec="mp4v")
+    return chat_request(Case("slow", (user(long, "What happens?"),)), max_tokens=2)
+
+
+def endless(**sampling: Any) -> pb.ChatRequest:
+    """A request that runs for seconds."""
+    return chat_request(STORY, max_tokens=3500, **sampling)
+
+
+# ---- cancel
+
+
+def test_cancel_while_decoding_media(pair: Pair) -> None:
+    """A cancelled clip is dropped by its process: its file is gone, its CPU is free, and the next clip is decoded."""
+    request = slow_clip()
+    call = pair.stub.Chat.future(request)
+    wait_until(lambda: any(path.is_file() for path in pair.scratch.rglob("*")), "the clip is being decoded", 5)
+    before = children(pair.gateway.pid)
+    call.cancel()
+    assert_freed(pair)
+    wait_until(lambda: children(pair.gateway.pid) != before, "the process that decoded was replaced", SOON_S)
+    wait_until(lambda: len(children(pair.gateway.pid)) >= len(before), "as many processes as before", 10)
+    assert load(pair) == (0, 0, 0)
+    assert pair.stub.Chat(chat_request(SEEING, max_tokens=2)).usage.completion_tokens == 2
+
+
+def test_cancel_while_waiting_for_the_worker(narrow: Pair) -> None:
+    """A request that waits for a seat leaves the queue; the one that runs goes on."""
+    running = narrow.stub.StreamChat(endless())
+    next(running)
+    waiting = narrow.stub.StreamChat(endless())
+    wait_until(lambda: load(narrow)[1] == 1, "the second one waits", 5)
+    waiting.cancel()
+    wait_until(lambda: load(narrow)[:2] == (1, 0), "the queue is empty", SOON_S)
+    assert next(running).choices
+    running.cancel()
+    assert_freed(narrow)
+
+
+def test_cancel_while_prefilling(narrow: Pair) -> None:
+    """A prompt that is being computed in small chunks is dropped between two of them."""
+    request = chat_request(Case("long", (user(LONG_TEXT),)), max_tokens=2)
+    call = narrow.stub.Chat.future(request)
+    wait_until(lambda: load(narrow)[2] > 2, "the prompt is being computed", 5, 0.002)
+    assert not call.done()
+    call.cancel()
+    assert_freed(narrow)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_cancel_while_decoding_tokens(pair: Pair, n: int) -> None:
+    """A stream that is cancelled between two tokens frees its blocks, whatever its choices."""
+    call = pair.stub.StreamChat(endless(n=n, temperature=1.0))
+    next(call)
+    wait_until(lambda: load(pair)[0] == n, "all choices run", 5)
+    call.cancel()
+    assert_freed(pair)
+
+
+def test_cancel_of_one_of_two_twins(pair: Pair) -> None:
+    """Two requests for the same picture share its item; when one leaves, the other is answered."""
+    twin = chat_request(Case("twin", (user(clip(61, 16, 120, 160), "What?"),)), max_tokens=24)
+    leaving, staying = pair.stub.Chat.future(twin), pair.stub.Chat.future(twin)
+    leaving.cancel()
+    assert staying.result(timeout=30).usage.completion_tokens == 24
+    assert_freed(pair)
+
+
+def test_cancel_of_an_upload(pair: Pair) -> None:
+    """An upload that stops half way is forgotten."""
+    stop = threading.Event()
+
+    def messages() -> Iterator[pb.UploadMediaRequest]:
+        yield pb.UploadMediaRequest(header=pb.UploadHeader(media=pb.MediaFile(), size_bytes=2 << 20))
+        yield pb.UploadMediaRequest(chunk=bytes(1 << 20))
+        stop.wait(10)
+
+    call = pair.stub.UploadMedia.future(messages())
+    time.sleep(0.05)
+    call.cancel()
+    stop.set()
+    assert_freed(pair)
+    assert len(canary_tokens(pair)) == 6
+
+
+def test_random_cancels_leak_nothing(pair: Pair) -> None:
+    """Cancelled at random moments, many requests leave nothing behind, and the next one is answered as ever."""
+    before = canary_tokens(pair)
+    rng = random.Random(7)
+    for _ in range(60):
+        case = rng.choice((STORY, SEEING))
+        calls = [pair.stub.Chat.future(chat_request(case, max_tokens=200, n=rng.randint(1, 3), temperature=0.9))]
+        calls += [pair.stub.Chat.future(chat_request(case, max_tokens=200))]
+        time.sleep(rng.random() * 0.06)
+        for call in calls:
+            call.cancel()
+    assert_freed(pair)
+    assert canary_tokens(pair) == before
+
+
+# ---- deadline
+
+
+def assert_late(call: Callable[[], Any]) -> None:
+    """A call ends with DEADLINE_EXCEEDED."""
+    assert outcome(call).code == "DEADLINE_EXCEEDED"
+
+
+def test_deadline_while_decoding_media(pair: Pair) -> None:
+    """A clip that takes longer than the caller has is dropped."""
+    request = slow_clip()
+    request.media_options.video.fps = 1.01  # another entry of the processor cache
+    assert_late(lambda: pair.stub.Chat(request, timeout=0.3))
+    assert_freed(pair)
+
+
+def test_deadline_while_waiting(narrow: Pair) -> None:
+    """A request whose time is up in the queue leaves it."""
+    running = narrow.stub.StreamChat(endless())
+    next(running)
+    assert_late(lambda: narrow.stub.Chat(endless(), timeout=0.3))
+    wait_until(lambda: load(narrow)[:2] == (1, 0), "the queue is empty", SOON_S)
+    running.cancel()
+    assert_freed(narrow)
+
+
+def test_deadline_while_prefilling(narrow: Pair) -> None:
+    """A prompt that cannot be computed in time is dropped."""
+    request = chat_request(Case("long", (user(LONG_TEXT),)), max_tokens=2)
+    assert_late(lambda: narrow.stub.Chat(request, timeout=0.15))
+    assert_freed(narrow)
+
+
+def test_deadline_while_decoding_tokens(pair: Pair) -> None:
+    """A stream whose time is up ends with DEADLINE_EXCEEDED after the tokens that it had time for."""
+    call = pair.stub.StreamChat(endless(), timeout=0.6)
+    received = 0
+    try:
+        for message in call:
+            received += len(message.choices)
+        code = "OK"
+    except grpc.RpcError as error:
+        code = status_of(error).code
+    assert code == "DEADLINE_EXCEEDED"
+    assert received > 0
+    assert_freed(pair)
+
+
+def test_a_deadline_that_has_passed(pair: Pair) -> None:
+    """A request without any time left costs the workers nothing."""
+    assert_late(lambda: pair.stub.Chat(chat_request(SEEING), timeout=0.0005))
+    assert_freed(pair)
+
+
+# ---- a slow client
+
+
+def test_a_client_that_does_not_read(pair: Pair) -> None:
+    """A stream that nobody reads holds up no one else; read at last, it is whole."""
+    lazy = pair.stub.StreamChat(chat_request(STORY, max_tokens=1500))
+    first = next(lazy)
+    started = time.monotonic()
+    for _ in range(5):
+        assert len(canary_tokens(pair)) == 6
+    assert time.monotonic() - started < 5
+    wait_until(lambda: load(pair)[0] == 0, "the worker has long finished", 30)
+    rest = list(lazy)
+    tokens = [token for message in (first, *rest) for delta in message.choices for token in delta.token_ids]
+    assert len(tokens) == 1500
+    assert rest[-1].usage.completion_tokens == 1500

@@ -1,0 +1,146 @@
+"""Drives a model by hand, one sequence or several, without the engine: blocks, slots, chunks and positions.
+
+Next: tests/parity/test_model_text.py
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tessera.items import PlaceholderRange
+
+from worker.layers.kv_cache import KVCache
+from worker.models.base import CausalLM, EncoderInput, EncoderOutput, ForwardBatch, ItemLayout
+
+BLOCK_SIZE = 8
+
+
+@dataclass
+class Prompt:
+    """A prompt in the making: ids, its items and where they stand."""
+
+    ids: list[int] = field(default_factory=list)
+    items: list[EncoderInput] = field(default_factory=list)
+    ranges: list[list[PlaceholderRange]] = field(default_factory=list)
+    mm_token_type_ids: list[int] = field(default_factory=list)
+
+    def text(self, ids: Sequence[int]) -> "Prompt":
+        """Append text tokens."""
+        self.ids += ids
+        self.mm_token_type_ids += [0] * len(ids)
+        return self
+
+    def item(self, model: CausalLM, item: EncoderInput, between: Sequence[int] = (11, 12)) -> "Prompt":
+        """Append an item's runs of placeholders, with text between those of a clip."""
+        video = item.modality == "video"
+        token = model.info.video_token_id if video else model.info.image_token_id
+        frames, height, width = item.grid_thw
+        length = model.embedding_tokens((1, height, width))
+        ranges = []
+        for index in range(frames):
+            if index:
+                self.text(between)
+            ranges.append(PlaceholderRange(len(self.ids), length))
+            self.ids += [token] * length
+            self.mm_token_type_ids += [2 if video else 1] * length
+        self.items.append(item)
+        self.ranges.append(ranges)
+        return self
+
+
+class Driver:
+    """One sequence on a shared cache, with blocks in an order that is not ascending."""
+
+    def __init__(self, model: CausalLM, cache: KVCache, prompt: Prompt, blocks: Sequence[int]) -> None:
+        self.model, self.cache, self.prompt, self.blocks = model, cache, prompt, list(blocks)
+        self.ids = list(prompt.ids)
+        layouts = [
+            ItemLayout(item.modality, ranges, item.grid_thw)
+            for item, ranges in zip(prompt.items, prompt.ranges, strict=True)
+        ]
+        self.positions, self.next_position = model.mrope_positions(len(prompt.ids), layouts)
+        self.outputs: list[EncoderOutput] = model.encode(prompt.items) if prompt.items else []
+        self.computed = 0
+
+    def position(self, index: int) -> np.ndarray:
+        """Return the three positions of a token of prompt or continuation."""
+        if index < len(self.prompt.ids):
+            return self.positions[:, index]
+        return np.full(3, self.next_position + index - len(self.prompt.ids))
+
+    def placeholder_rows(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Return (row in the chunk, item, row in the item) of the placeholders in [start, end)."""
+        rows = []
+        for item, ranges in enumerate(self.prompt.ranges):
+            row = 0
+            for span in ranges:
+                for token in range(span.offset, span.end):
+                    if start <= token < end:
+                        rows.append((token - start, item, row))
+                    row += 1
+        return rows
+
+
+def make_batch(sequences: Sequence[tuple[Driver, int]], all_logits: bool = False) -> ForwardBatch:
+    """Return a step that computes the next tokens of each (sequence, number of tokens).
+
+    Only the last token of a sequence has logits, unless all are wanted.
+    """
+    ids, positions, slots, lens, kv_lens, wanted = [], [], [], [], [], []
+    rows: list[int] = []
+    embeds, sides = [], []
+    for driver, count in sequences:
+        start, end, base = driver.computed, driver.computed + count, len(ids)
+        ids += driver.ids[start:end]
+        positions += [driver.position(index) for index in range(start, end)]
+        slots += [driver.blocks[i // BLOCK_SIZE] * BLOCK_SIZE + i % BLOCK_SIZE for i in range(start, end)]
+        lens.append(count)
+        kv_lens.append(end)
+        wanted += range(base, base + count) if all_logits else [base + count - 1]
+        for row, item, index in driver.placeholder_rows(start, end):
+            rows.append(base + row)
+            embeds.append(driver.outputs[item].embeddings[index])
+            side = driver.outputs[item].deepstack
+            sides += [] if side is None else [side[:, index]]
+        driver.computed = end
+    width = max(len(driver.blocks) for driver, _ in sequences)
+    device = sequences[0][0].model.device
+    batch = ForwardBatch(
+        input_ids=torch.tensor(ids),
+        positions=torch.from_numpy(np.stack(positions, axis=1)),
+        slot_mapping=torch.tensor(slots),
+        block_tables=torch.tensor(
+            [d.blocks + [0] * (width - len(d.blocks)) for d, _ in sequences], dtype=torch.int32, device=device
+        ),
+        context_lens=torch.tensor(kv_lens, dtype=torch.int32),
+        query_start=torch.tensor([0, *np.cumsum(lens)], dtype=torch.int32),
+        logits_indices=torch.tensor(wanted),
+        query_lens=tuple(lens),
+        kv_lens=tuple(kv_lens),
+        mm_embeds=torch.stack(embeds) if rows else None,
+        mm_positions=torch.tensor(rows) if rows else None,
+        mm_deepstack=torch.stack(sides, dim=1) if sides else None,
+    )
+    for name, value in vars(batch).items():
+        if isinstance(value, torch.Tensor):
+            setattr(batch, name, value.to(device))
+    return batch
+
+
+def make_drivers(model: CausalLM, prompts: Sequence[Prompt], room: int = 32) -> list[Driver]:
+    """Return a driver for each prompt on one cache, their blocks shuffled."""
+    needed = [-(-(len(prompt.ids) + room) // BLOCK_SIZE) for prompt in prompts]
+    cache = model.make_kv_cache(sum(needed) + 1, BLOCK_SIZE)
+    cache.blocks.fill_(float("nan"))  # what was never written must never be read
+    order = np.random.default_rng(7).permutation(sum(needed) + 1).tolist()
+    drivers = []
+    for prompt, count in zip(prompts, needed, strict=True):
+        drivers.append(Driver(model, cache, prompt, [order.pop() for _ in range(count)]))
+    return drivers
+
+
+def run(drivers: Sequence[Driver], counts: Sequence[int], all_logits: bool = False) -> torch.Tensor:
+    """Run one step of several sequences and return the logits."""
+    batch = make_batch(list(zip(drivers, counts, strict=True)), all_logits)
+    return drivers[0].model.forward(batch, drivers[0].cache)

@@ -1,0 +1,120 @@
+"""The same answers under every pressure: many at once, small chunks, few blocks, two workers.
+
+What a request is answered must not depend on its neighbours.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tessera.v1 import inference_service_pb2 as pb
+from tests.e2e.harness import Flags, Pair, Pairs
+from tests.parity.cases import NEW_TOKENS, Case, chat_cases, chat_request, raw_cases
+from tests.parity.compare import assert_continued
+from tests.parity.oracle import Oracle
+from tests.parity.test_grpc_generate import request_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+CHATS = {case.name: case for case in chat_cases()}
+RAWS = {case.name: case for case in raw_cases()}
+SIXTEEN = (
+    "text",
+    "one_image",
+    "image_after_text",
+    "three_images",
+    "image_video_image_video",
+    "two_videos",
+    "image_then_video",
+    "video_then_image",
+    "extreme_aspect_wide",
+    "video_fps",
+    "one_frame_in_a_list",
+    "several_turns",
+    "budgets_of_both",
+    "raw_markers_mixed",
+    "raw_one_placeholder",
+    "raw_adjacent_images",
+)
+BLOCK_SIZE = 16
+OracleOf, PairOf = Callable[[str], Oracle], Callable[..., Pair]
+
+
+def run_all(pair: Pair, computed: Oracle, names: tuple[str, ...] = SIXTEEN, salt: bytes = b"") -> list[pb.ChatChoice]:
+    """Send all cases at once and check each answer; returns the choices."""
+    cases: list[Case] = [CHATS.get(name) or RAWS[name] for name in names]
+    expected = [computed.answer(case) for case in cases]
+
+    def ask(index: int) -> pb.ChatChoice:
+        case = cases[index]
+        if case.prompt:
+            request = request_of(case, expected[index], "text")
+            request.cache_salt = salt
+            return pair.stub.Generate(request).choices[0]
+        chat = chat_request(case)
+        chat.cache_salt = salt
+        return pair.stub.Chat(chat).choices[0]
+
+    with ThreadPoolExecutor(len(cases)) as threads:
+        choices = list(threads.map(ask, range(len(cases))))
+    for want, choice in zip(expected, choices, strict=True):
+        assert_continued(want, choice)
+    return choices
+
+
+def test_sixteen_at_once(oracle: OracleOf, pair_of: PairOf) -> None:
+    """Sixteen requests that run together are answered as each alone."""
+    run_all(pair_of("5.x"), oracle("5.x"))
+
+
+@pytest.mark.parametrize("style", ["4.57", "5.x"])
+def test_32_tokens_a_step(style: str, oracle: OracleOf, pairs: Pairs, tiny: Callable[[str], Path]) -> None:
+    """Prefill in chunks of at most 32 tokens, which cut inside items, changes nothing; nor do neighbours then."""
+    flags = Flags(tiny(style), worker=("--max-batched-tokens", "32", "--max-sequences", "16"))
+    pair = pairs.get(flags)
+    for name in ("image_video_image_video", "extreme_aspect_wide", "raw_one_placeholder"):
+        run_all(pair, oracle(style), (name,), salt=b"alone")
+    if style == "5.x":
+        run_all(pair, oracle(style))
+
+
+def few_blocks(computed: Oracle, model: Path) -> Flags:
+    """Flags for as many KV blocks as the longest of the sixteen needs, plus two."""
+    longest = NEW_TOKENS + max(len(computed.answer(CHATS.get(n) or RAWS[n]).token_ids) for n in SIXTEEN)
+    blocks = -(-longest // BLOCK_SIZE) + 2
+    limits = ("--max-model-len", str(longest), "--block-size", str(BLOCK_SIZE), "--num-blocks", str(blocks))
+    return Flags(model, worker=(*limits, "--log-level", "debug"))
+
+
+def test_few_blocks(oracle: OracleOf, pairs: Pairs, tiny: Callable[[str], Path]) -> None:
+    """With room for little more than the longest request, requests are preempted and recomputed, and answered alike."""
+    pair = pairs.get(few_blocks(oracle("5.x"), tiny("5.x")))
+    before = preemptions(pair)
+    run_all(pair, oracle("5.x"), salt=b"first")
+    assert preemptions(pair) > before, "nothing was preempted: the test shows nothing"
+    run_all(pair, oracle("5.x"), SIXTEEN[::-1], salt=b"second")
+
+
+def preemptions(pair: Pair) -> int:
+    """How often the workers say that they have preempted."""
+    events = [event for worker in pair.workers for event in worker.events()]
+    return sum(event["count"] for event in events if event["event"] == "sequences_preempted")
+
+
+def test_few_blocks_and_small_chunks(oracle: OracleOf, pairs: Pairs, tiny: Callable[[str], Path]) -> None:
+    """Both pressures together change nothing either."""
+    flags = few_blocks(oracle("5.x"), tiny("5.x"))
+    small = (*flags.worker, "--max-batched-tokens", "32", "--max-sequences", "8")
+    with pairs.fresh(Flags(flags.model, worker=small)) as pair:
+        run_all(pair, oracle("5.x"))
+        pair.assert_idle()
+
+
+def test_two_workers(oracle: OracleOf, pair_of: PairOf) -> None:
+    """Over two workers answers are the same, and both work."""
+    pair = pair_of("5.x", workers=2)
+    run_all(pair, oracle("5.x"))
+    placed = {event["worker"] for event in pair.gateway.events() if event["event"] == "request_placed"}
+    assert placed == {worker.address for worker in pair.workers}
+    assert len(pair.model().workers) == 2

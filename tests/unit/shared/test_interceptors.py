@@ -1,0 +1,173 @@
+"""Tests of protos/tessera/interceptors.py, on a real grpc.aio server in this process."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from tessera.errors import ERRORS, InvalidArgument, ServeError
+from tessera.interceptors import ErrorInterceptor
+from tessera.v1 import inference_service_pb2 as pb
+from tessera.v1.inference_service_pb2_grpc import (
+    InferenceServiceServicer,
+    InferenceServiceStub,
+    add_InferenceServiceServicer_to_server,
+)
+
+SECRET = "object at 0x7f12 in a private folder"
+
+
+class Service(InferenceServiceServicer):
+    """A service whose methods do what a test says, one of each kind of method."""
+
+    def __init__(self, act: Callable[[], Awaitable[None]]) -> None:
+        self.act = act
+        self.cancelled = asyncio.Event()
+
+    async def _act(self) -> None:
+        try:
+            await self.act()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def GetModel(self, request: Any, context: Any) -> pb.GetModelResponse:  # noqa: N802 - grpc's name
+        await self._act()
+        return pb.GetModelResponse(model=pb.Model(name="fine"))
+
+    async def StreamChat(self, request: Any, context: Any) -> AsyncIterator[pb.StreamChatResponse]:  # noqa: N802
+        yield pb.StreamChatResponse(request_id="first")
+        await self._act()
+        yield pb.StreamChatResponse(request_id="last")
+
+    async def UploadMedia(self, requests: Any, context: Any) -> pb.UploadMediaResponse:  # noqa: N802
+        await self._act()
+        return pb.UploadMediaResponse(size_bytes=1)
+
+
+@asynccontextmanager
+async def serving(service: Service) -> AsyncIterator[InferenceServiceStub]:
+    """A server with the interceptor, and a stub for it."""
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    add_InferenceServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield InferenceServiceStub(channel)
+    await server.stop(0)
+
+
+def failing(error: BaseException) -> Service:
+    """A service that raises."""
+
+    async def act() -> None:
+        raise error
+
+    return Service(act)
+
+
+async def call(stub: InferenceServiceStub, method: str) -> Any:
+    """One call of a method of each kind; a stream is read to its end."""
+    if method == "GetModel":
+        return await stub.GetModel(pb.GetModelRequest())
+    if method == "UploadMedia":
+        return await stub.UploadMedia(iter([pb.UploadMediaRequest(chunk=b"x")]))
+    return [message async for message in stub.StreamChat(pb.ChatRequest())]
+
+
+METHODS = ("GetModel", "StreamChat", "UploadMedia")
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_answers_pass_unchanged(method: str) -> None:
+    """A handler that does not fail is not touched."""
+
+    async def act() -> None:
+        return None
+
+    async with serving(Service(act)) as stub:
+        answer = await call(stub, method)
+    assert answer is not None
+    if method == "StreamChat":
+        assert [message.request_id for message in answer] == ["first", "last"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ERRORS)
+async def test_each_error_becomes_its_status(kind: type[ServeError], method: str) -> None:
+    """Status, text, reason and field path reach the client, also after a stream has begun."""
+    async with serving(failing(kind("No way.", reason="NO_WAY", field="a.b[1]"))) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(stub, method)
+    error = caught.value
+    assert error.code() is kind.code
+    assert error.details() == "No way."
+    status = rpc_status.from_call(error)
+    info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    assert status.details[0].Unpack(info)
+    assert status.details[1].Unpack(request)
+    assert (info.reason, request.field_violations[0].field) == ("NO_WAY", "a.b[1]")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("error", [RuntimeError(SECRET), KeyError(SECRET), MemoryError(SECRET), AssertionError(SECRET)])
+async def test_unknown_errors_say_nothing_to_the_caller_and_all_to_the_log(error: Exception, method: str) -> None:
+    """What is not ours becomes INTERNAL with a generic text; the log has method and traceback."""
+    with structlog.testing.capture_logs() as events:
+        async with serving(failing(error)) as stub:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(stub, method)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert SECRET not in repr(caught.value)
+    assert SECRET not in str(caught.value.trailing_metadata())
+    assert [(event["event"], event["exc_info"]) for event in events] == [("unexpected_error", error)]
+    assert events[0]["method"].endswith(method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_cancellation_reaches_the_handler(method: str) -> None:
+    """A caller who leaves cancels the handler; nothing is logged as a failure."""
+    started = asyncio.Event()
+
+    async def act() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    service = Service(act)
+    with structlog.testing.capture_logs() as events:
+        async with serving(service) as stub:
+            task = asyncio.create_task(call(stub, method))
+            await started.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.wait_for(service.cancelled.wait(), 2)
+    assert events == []
+
+
+async def test_errors_keep_their_cause_for_the_log() -> None:
+    """A described error that was caused by another one still tells the client only its own text."""
+    error = InvalidArgument("The picture cannot be read.", reason="IMAGE_UNREADABLE")
+    error.__cause__ = OSError(SECRET)
+    async with serving(failing(error)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(stub, "GetModel")
+    assert SECRET not in repr(caught.value)
+
+
+async def test_unknown_methods_are_unimplemented() -> None:
+    """A method that nobody registered is answered by grpc itself."""
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/tessera.v1.InferenceService/Unknown")(b"")
+    await server.stop(0)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
