@@ -54,7 +54,7 @@ class GatewaySettings:
         default=0, metadata={"help": "most pixels of a clip after resize; 0 = the checkpoint's"}
     )
     max_frames: int = field(default=768, metadata={"help": "most frames of a clip that are used"})
-    max_source_frames: int = field(default=200_000, metadata={"help": "most frames that a clip may have"})
+    max_source_frames: int = field(default=65_536, metadata={"help": "most frames that a clip may have"})
     max_duration_s: float = field(default=7200.0, metadata={"help": "most seconds of a clip"})
 
     allow_url_host: tuple[str, ...] = field(

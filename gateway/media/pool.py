@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -30,7 +30,10 @@ from tessera.errors import Internal, InvalidArgument, ResourceExhausted, ServeEr
 from tessera.modality import Modality
 
 _WALL_FACTOR = 4  # wall seconds for each CPU second that a job may use
-_START_TRIES = 3
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.5, 30.0  # between tries to start a process
+_GRACE_S = 0.05  # less than it takes to start another process
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +55,11 @@ class MediaJob:
     options: ImageOptions | VideoOptions
     rules: MediaRules
     limits: ServerLimits
+
+    @property
+    def is_big(self) -> bool:
+        """Whether small jobs may go before it."""
+        return self.modality is Modality.VIDEO
 
     @property
     def is_file_of_clip(self) -> bool:
@@ -97,10 +105,11 @@ class MediaPool:
         self._line: Line[asyncio.Future[MediaProcess]] = Line(workers)
         self._idle: list[MediaProcess] = []
         self._busy: set[MediaProcess] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._folder: Path | None = None
         self._jobs = 0
-        self._closed = False
+        self._closing = asyncio.Event()
+        self._broken = False  # no process is left, and none starts
         self.resize_backend = resize.load_resizer(self._resize_search).name
         """Which resize runs: "native" or "pillow"."""
         self.video_loaders = ("opencv",)
@@ -123,23 +132,22 @@ class MediaPool:
             Unavailable: One does not come up.
         """
         self._folder = Path(tempfile.mkdtemp(prefix="tessera-media-", dir=self._scratch_dir or None))
-        try:
-            self._idle.extend(await asyncio.gather(*(self._start_process() for _ in range(self._workers))))
-        except ProcessDiedError as error:
+        starts = [self._start_process() for _ in range(self._workers)]
+        results = await asyncio.gather(*starts, return_exceptions=True)
+        self._idle.extend(result for result in results if isinstance(result, MediaProcess))
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures:
             await self.close()
-            raise Unavailable("A media process does not start.", reason="MEDIA_POOL") from error
+            raise _no_process() from failures[0]
 
     async def close(self) -> None:
-        """End all processes and remove the pool's folder; waiting jobs fail."""
-        self._closed = True
-        for waiter in self._line.drain():
-            if not waiter.done():
-                waiter.set_exception(_stopping())
+        """End all processes and remove the pool's folder; jobs fail."""
+        self._closing.set()
+        self._fail_waiting(_stopping())
+        await asyncio.gather(*(process.kill() for process in (*self._idle, *self._busy)))
+        self._idle.clear()
         while self._tasks:
             await asyncio.wait(self._tasks)
-        processes = [*self._idle, *self._busy]
-        self._idle.clear()
-        await asyncio.gather(*(process.kill() for process in processes))
         if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
@@ -149,35 +157,46 @@ class MediaPool:
         Raises:
             InvalidArgument: It cannot be served; MEDIA_DECODE_CRASHED where the decoder died of it.
             ResourceExhausted: MEDIA_QUEUE_FULL, MEDIA_TOO_LARGE, MEDIA_MEMORY or MEDIA_CPU.
-            Unavailable: The pool is closing.
+            Unavailable: The pool is closing, or no process starts.
         """
         self._check(job)
-        big = job.modality is Modality.VIDEO
-        process = await self._acquire(big)
-        folder = None
+        process = await self._acquire(job.is_big)
+        attempt = self._spawn(self._attempt(process, job))
         try:
-            folder = self._make_folder() if job.is_file_of_clip else None
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            self._spawn(_end(attempt))
+            raise
+
+    async def _attempt(self, process: MediaProcess, job: MediaJob) -> ProcessedItem:
+        """Run a job and decide what becomes of its process."""
+        folder = self._make_folder() if job.is_file_of_clip else None
+        try:
             async with asyncio.timeout(self._limits.cpu_s * _WALL_FACTOR):
                 item = await self._run(process, job, folder)
         except ServeError:
-            self._release(process, big, folder)
+            self._release(process, job.is_big, folder)
             raise
         except TimeoutError:
-            self._replace(process, big, folder)
+            self._replace(process, job.is_big, folder)
             raise _too_slow() from None
         except ProcessDiedError as death:
-            self._replace(process, big, folder)
+            self._replace(process, job.is_big, folder)
+            if self._closing.is_set():
+                raise _stopping() from None
             log.warning("media process died", pid=process.pid, signal=death.signal_number, modality=job.modality)
             raise _death(death) from None
         except BaseException:
-            self._replace(process, big, folder)
+            self._replace(process, job.is_big, folder)
             raise
-        self._release(process, big, folder)
+        self._release(process, job.is_big, folder)
         return item
 
     def _check(self, job: MediaJob) -> None:
-        if self._closed:
+        if self._closing.is_set():
             raise _stopping()
+        if self._broken:
+            raise _no_process()
         check_options(job.options, job.rules, job.limits)
         parts = job.media.parts
         if not all(parts) or not parts:
@@ -258,14 +277,37 @@ class MediaPool:
         self._busy.discard(process)
         if folder is not None:
             await asyncio.to_thread(shutil.rmtree, folder, True)
-        for attempt in range(_START_TRIES):
-            if self._closed:
+        pause_s = _FIRST_PAUSE_S
+        while not self._closing.is_set():
+            try:
+                started = await self._start_process()
+            except ProcessDiedError:
+                log.error("media process does not start", next_try_s=pause_s)
+                self._note_failure()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), pause_s)
+                pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+            else:
+                await self._welcome(started)
                 return
-            with contextlib.suppress(ProcessDiedError):
-                self._idle.append(await self._start_process())
-                self._dispatch()
-                return
-            log.error("media process does not start", attempt=attempt)
+
+    async def _welcome(self, process: MediaProcess) -> None:
+        if self._closing.is_set():
+            await process.kill()
+            return
+        self._broken = False
+        self._idle.append(process)
+        self._dispatch()
+
+    def _note_failure(self) -> None:
+        if not self._idle and not self._busy:
+            self._broken = True
+            self._fail_waiting(_no_process())
+
+    def _fail_waiting(self, error: ServeError) -> None:
+        for waiter in self._line.drain():
+            if not waiter.done():
+                waiter.set_exception(error)
 
     async def _start_process(self) -> MediaProcess:
         assert self._folder is not None, "start() comes first"
@@ -278,10 +320,20 @@ class MediaPool:
         folder.mkdir(mode=0o700)
         return folder
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _end(attempt: "asyncio.Task[ProcessedItem]") -> None:
+    """End a job that nobody waits for; one that is nearly done may keep its process."""
+    await asyncio.wait([attempt], timeout=_GRACE_S)
+    attempt.cancel()
+    await asyncio.wait([attempt])
+    if not attempt.cancelled():
+        attempt.exception()  # seen: nobody else will
 
 
 def _death(death: ProcessDiedError) -> ServeError:
@@ -294,6 +346,10 @@ def _death(death: ProcessDiedError) -> ServeError:
 def _too_slow() -> ServeError:
     message = "The medium takes more CPU time to decode than the server gives."
     return ResourceExhausted(message, reason="MEDIA_CPU", field="media", retry_after_s=None)
+
+
+def _no_process() -> ServeError:
+    return Unavailable("The server cannot decode media now.", reason="MEDIA_POOL")
 
 
 def _stopping() -> ServeError:

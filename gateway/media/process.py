@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.media import channel as channels
 from gateway.media import resize
 from gateway.media.sandbox import ENVIRONMENT
-from gateway.media.wire import areceive, asend
 
 _SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _START_S = 30.0
@@ -119,7 +119,7 @@ class MediaProcess:
     async def _wait_ready(self) -> None:
         try:
             async with asyncio.timeout(_START_S):
-                assert "ready" in await areceive(self._channel)
+                assert "ready" in await channels.receive(self._channel)
         except (EOFError, OSError, ValueError) as error:
             raise ProcessDiedError(await self._cause_of_death()) from error
         except asyncio.CancelledError:
@@ -151,8 +151,8 @@ class MediaProcess:
             await _copy(self._region[at : at + len(part)], np.frombuffer(part, dtype=np.uint8))
             at += len(part)
         try:
-            await asend(self._channel, {**job, "sizes": [len(part) for part in parts]})
-            return await areceive(self._channel)
+            await channels.send(self._channel, {**job, "sizes": [len(part) for part in parts]})
+            return await channels.receive(self._channel)
         except (EOFError, OSError, ValueError) as error:
             raise ProcessDiedError(await self._cause_of_death()) from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gateway.media import pool as pool_module
 from gateway.media.image import decode_image
 from gateway.media.options import ImageOptions, VideoOptions
 from gateway.media.pool import MediaPool
@@ -236,3 +237,58 @@ async def test_pictures_of_many_requests_run_side_by_side(tmp_path: Path) -> Non
         assert result.item.array is not None
         assert set(np.unique(result.item.array)) == {n * 20}
     await pool.close()
+
+
+@pytest.fixture
+def broken_library(tmp_path: Path) -> Path:
+    """A folder whose resize library does not load, so that a process which looks there does not start."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    (folder / "libtessera_resize.so").write_bytes(b"")
+    return folder
+
+
+async def test_a_pool_that_cannot_start_says_so(tmp_path: Path, broken_library: Path) -> None:
+    """And leaves neither processes nor folders."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    pool = MediaPool(2, scratch_dir=scratch)
+    pool._resize_search = (broken_library,)
+    with pytest.raises(Unavailable) as caught:
+        await pool.start()
+    assert (caught.value.reason, pool.pids, entries(scratch)) == ("MEDIA_POOL", [], [])
+
+
+async def test_processes_that_do_not_come_back_fail_who_waits(pool: MediaPool, broken_library: Path) -> None:
+    """Rather than let them wait for ever; and the pool serves again when one starts."""
+    (pid,) = pool.pids
+    search, pool._resize_search = pool._resize_search, (broken_library,)
+    os.kill(pid, signal.SIGSTOP)
+    running, waiting = (asyncio.create_task(pool.process(image_job(PICTURE))) for _ in range(2))
+    await until(lambda: pool.waiting == 1)
+    os.kill(pid, signal.SIGKILL)
+    results = await asyncio.gather(running, waiting, return_exceptions=True)
+    assert [result.reason for result in results if isinstance(result, ServeError)] == [
+        "MEDIA_DECODE_CRASHED",
+        "MEDIA_POOL",
+    ]
+    with pytest.raises(Unavailable):
+        await pool.process(image_job(PICTURE))
+    pool._resize_search = search
+    await until(lambda: bool(pool.pids))
+    await pool.process(image_job(PICTURE))
+
+
+async def test_a_job_that_is_nearly_done_keeps_its_process() -> None:
+    """A caller that leaves at the last moment does not cost a process."""
+
+    async def done_soon() -> str:
+        await asyncio.sleep(0)
+        return "done"
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    soon, late = asyncio.ensure_future(done_soon()), asyncio.ensure_future(never())
+    await asyncio.gather(pool_module._end(soon), pool_module._end(late))  # type: ignore[arg-type]
+    assert (soon.result(), late.cancelled()) == ("done", True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gateway.media import sandbox
 from gateway.media.decode import Pixels, VideoWork, process_frames, process_video
-from gateway.media.opencv_loader import OpenCVLoader
+from gateway.media.opencv_loader import OpenCVLoader, OpenCVReader
 from gateway.media.options import VideoOptions
 from gateway.media.problem import MediaProblem
 from gateway.media.resize import load_resizer
@@ -126,11 +126,27 @@ def test_what_is_no_container_is_not_opened(tmp_path: Path, content: bytes) -> N
     assert caught.value.reason == "VIDEO_UNREADABLE"
 
 
-def test_ffmpeg_is_held_to_local_files_and_plain_containers() -> None:
-    """The second wall behind the first bytes: no network protocol, no playlist format."""
-    options = sandbox.ENVIRONMENT["OPENCV_FFMPEG_CAPTURE_OPTIONS"]
-    assert "protocol_whitelist;file|" in options
-    assert not {"hls", "concat", "dash"} & set(options.split(";")[-1].split(","))
+@pytest.mark.parametrize(
+    "content",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:4,\nclip.avi\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile clip.avi\n",
+    ],
+)
+def test_ffmpeg_itself_opens_no_playlist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    """The second wall, behind the first bytes: a pool process's environment holds FFmpeg to plain containers."""
+    for name, value in sandbox.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    path = write_clip(tmp_path / "clip.avi")
+    OpenCVReader(path).close()
+    playlist = tmp_path / "playlist"
+    playlist.write_text(content)
+    with pytest.raises(MediaProblem):
+        OpenCVReader(playlist)
+
+
+def test_plain_containers_pass_by_their_first_bytes() -> None:
+    """An MP4 names its brand at the fifth byte."""
     check_container(b"\0\0\0\x18ftypmp42")
 
 
