@@ -32,4 +32,4 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(new_tokens=12, batch=8, short_rounds=1, long_rounds=1, repeats=1)
+QUICK = Scale(new_tokens=12, batch=2, short_rounds=1, long_rounds=1, repeats=1)

@@ -79,9 +79,7 @@ class Stage:
             new_tokens: of each request.
             rounds: of the race.
         """
-        ours, other = (self.contestant(name) for name in names)
-        for contestant in (ours, other):
-            contestant.call("warm_up", batch)
+        ours, other = (self._warm(name) for name in names)
         start = self._next_request
         self._next_request += rounds * batch
 
@@ -89,6 +87,14 @@ class Stage:
             return lambda number: contestant.call("run", start + number * batch, batch, new_tokens)
 
         return Race(*self.in_turn(runner(ours), runner(other), rounds))
+
+    def _warm(self, name: str) -> Contestant:
+        """Return a contestant that has run before."""
+        fresh = name not in self._alive
+        contestant = self.contestant(name)
+        if fresh:
+            contestant.call("warm_up")
+        return contestant
 
     def in_turn(
         self, ours: Callable[[int], T], other: Callable[[int], T], rounds: int

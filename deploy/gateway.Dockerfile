@@ -18,11 +18,18 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY requirements.lock pyproject.toml ./
+
+# What is to be installed, as files of their own: an edit elsewhere in pyproject.toml then installs nothing anew.
+FROM base AS wanted
+WORKDIR /src
+COPY deploy/requirements.py pyproject.toml requirements.lock ./
+RUN python3 requirements.py gateway < pyproject.toml > wanted.txt \
+    && grep '^grpcio-tools==' requirements.lock > tools.txt
 
 FROM tools AS stubs
+COPY --from=wanted /src/tools.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m venv /venv && /venv/bin/pip install -c requirements.lock grpcio-tools
+    python3 -m venv /venv && /venv/bin/pip install -r tools.txt
 COPY protos protos
 RUN /venv/bin/python -m grpc_tools.protoc -Iprotos --python_out=protos --grpc_python_out=protos protos/tessera/v1/*.proto
 
@@ -32,11 +39,9 @@ COPY kernels/csrc kernels/csrc
 RUN python3 kernels/build.py
 
 FROM tools AS packages
-COPY deploy/requirements.py deploy/
+COPY --from=wanted /src/wanted.txt /src/requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m venv /opt/venv \
-    && python3 deploy/requirements.py gateway < pyproject.toml > /tmp/requirements.txt \
-    && /opt/venv/bin/pip install -c requirements.lock -r /tmp/requirements.txt
+    python3 -m venv /opt/venv && /opt/venv/bin/pip install -c requirements.lock -r wanted.txt
 
 FROM base
 RUN useradd --create-home --uid 10001 tessera \

@@ -114,7 +114,7 @@ class Pipeline:
         media = await gather([self._medium(medium, ticket) for medium in request.media])
         items = [medium.item for medium in media]
         prompt = await asyncio.to_thread(processor.expand_chat, request.messages, rendered, items, request.video_layout)
-        return self._prepared(prompt, media, sampling, request.cache_salt)
+        return self._prepared(prompt, media, sampling, request.cache_salt, "messages")
 
     async def generate(self, request: GenerateRequest, ticket: Ticket) -> Prepared:
         """Check or expand a prompt of ids or text with its items.
@@ -133,7 +133,8 @@ class Pipeline:
             prompt = await asyncio.to_thread(
                 processor.prepare_token_ids, request.token_ids or (), items, request.video_layout
             )
-        return self._prepared(prompt, media, sampling, request.cache_salt)
+        field = "text" if request.text is not None else "token_ids"
+        return self._prepared(prompt, media, sampling, request.cache_salt, field)
 
     def _sampling(self, asked: types.SamplingParams) -> types.SamplingParams:
         described = self._model.description()
@@ -142,9 +143,14 @@ class Pipeline:
         )
 
     def _prepared(
-        self, prompt: Prompt, media: Sequence[UsedMedium], sampling: types.SamplingParams, cache_salt: bytes
+        self,
+        prompt: Prompt,
+        media: Sequence[UsedMedium],
+        sampling: types.SamplingParams,
+        cache_salt: bytes,
+        prompt_field: str,
     ) -> Prepared:
-        fit_max_tokens(sampling, len(prompt.token_ids), self._model.max_model_len)
+        fit_max_tokens(sampling, len(prompt.token_ids), self._model.max_model_len, prompt_field)
         return Prepared(prompt, tuple(media), sampling, cache_salt)
 
     async def _medium(self, medium: Medium, ticket: Ticket) -> UsedMedium:

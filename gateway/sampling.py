@@ -96,8 +96,14 @@ def resolve_sampling_params(
     return resolved
 
 
-def fit_max_tokens(params: types.SamplingParams, prompt_tokens: int, max_model_len: int) -> None:
+def fit_max_tokens(params: types.SamplingParams, prompt_tokens: int, max_model_len: int, prompt_field: str) -> None:
     """Set max_tokens to what fits where it is unset, in place.
+
+    Args:
+        params: of the request.
+        prompt_tokens: of the expanded prompt.
+        max_model_len: tokens of prompt and answer together.
+        prompt_field: path of the prompt in the request, for the error.
 
     Raises:
         InvalidArgument: the prompt, or the prompt with max_tokens, does not fit the context.
@@ -107,6 +113,7 @@ def fit_max_tokens(params: types.SamplingParams, prompt_tokens: int, max_model_l
         raise InvalidArgument(
             f"The prompt has {prompt_tokens} tokens; the context holds {max_model_len}, the answer included.",
             reason="PROMPT_TOO_LONG",
+            field=prompt_field,
         )
     if not params.HasField("max_tokens"):
         params.max_tokens = room

@@ -40,9 +40,9 @@ class BareEngine:
         self._pad_id = self._tokenizer.token_to_id(_PAD)
         self.engine: Engine = boot_engine(model_dir, threads)
 
-    def warm_up(self, batch: int) -> None:
+    def warm_up(self) -> None:
         """Run once, briefly."""
-        self.run(_WARM_UP_NUMBER, batch, 2)
+        self.run(_WARM_UP_NUMBER, 2, 2)
 
     def run(self, first: int, count: int, new_tokens: int) -> Timeline:
         """Run requests that come together, from pixels and ids to the last token.

@@ -38,9 +38,9 @@ class HuggingFace:
         ).eval()
         self._model.generation_config.eos_token_id = None  # every answer has its full length
 
-    def warm_up(self, batch: int) -> None:
+    def warm_up(self) -> None:
         """Run once, briefly."""
-        self.run(_WARM_UP_NUMBER, batch, 2)
+        self.run(_WARM_UP_NUMBER, 2, 2)
 
     def run(self, first: int, count: int, new_tokens: int) -> Timeline:
         """Answer requests as one padded batch, from files and text to the last token.

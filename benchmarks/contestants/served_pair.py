@@ -48,9 +48,9 @@ class ServedPair:
             self.close()
             raise
 
-    def warm_up(self, batch: int) -> None:
+    def warm_up(self) -> None:
         """Run once, briefly."""
-        self.run(_WARM_UP_NUMBER, batch, 2)
+        self.run(_WARM_UP_NUMBER, 2, 2)
 
     def run(self, first: int, count: int, new_tokens: int) -> Timeline:
         """Stream answers to requests that come together, from files and text to the last token.

@@ -198,7 +198,7 @@ class _Clip:
 def _check_frame_size(height: int, width: int, limits: ServerLimits) -> None:
     if height * width > limits.max_decoded_pixels:
         message = f"The video's frames have {width} x {height} pixels; at most {limits.max_decoded_pixels} are taken."
-        raise MediaProblem(message, reason="VIDEO_TOO_LARGE", field="media")
+        raise MediaProblem(message, reason="VIDEO_TOO_LARGE", field="media", code="RESOURCE_EXHAUSTED")
 
 
 def _pixels(

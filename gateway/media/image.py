@@ -91,7 +91,7 @@ def _check_size(width: int, height: int, frames: int, max_pixels: int, field: st
     if width * height * frames > max_pixels:
         shape = f"{width} x {height}" + (f" x {frames} frames" if frames > 1 else "")
         message = f"The picture has {shape} pixels; at most {max_pixels} in all are taken."
-        raise MediaProblem(message, reason="IMAGE_TOO_LARGE", field=field)
+        raise MediaProblem(message, reason="IMAGE_TOO_LARGE", field=field, code="RESOURCE_EXHAUSTED")
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:

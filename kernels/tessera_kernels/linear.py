@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from tessera_kernels import cpu, reference
+from tessera_kernels.memory import Arena
 
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "swiglu")
+_ARENA = Arena()
 _ONEDNN_BATCH_HINT = 8  # rows: within a few percent of the best packing at ~300 rows, twice as fast at 8 as that for 1
 
 
@@ -143,7 +145,7 @@ class CppWeight(LinearWeight):
         assert not (self._gated and self.bias is not None)
         parts = 2 if self._gated else 1
         panels = parts * -(-self.out_features // (parts * self._PANEL))
-        self._packed = torch.empty(panels * self._PANEL * self.in_features)
+        self._packed = _ARENA.take(panels * self._PANEL * self.in_features)
         if self.out_features % (parts * self._PANEL):
             self._packed.zero_()
 

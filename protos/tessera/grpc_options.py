@@ -29,6 +29,8 @@ def server_options(max_receive_bytes: int, max_streams: int = 100) -> Options:
         ("grpc.max_metadata_size", 8192),
         ("grpc.absolute_max_metadata_size", 16384),
         ("grpc.http2.min_ping_interval_without_data_ms", PING_TIMEOUT_MS),
+        # Else idle clients that ping, as ours do, are thrown out after some seconds.
+        ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_connection_idle_ms", 300_000),
         ("grpc.server_handshake_timeout_ms", 5_000),
         *_keepalive(),

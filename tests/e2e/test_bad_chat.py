@@ -269,7 +269,7 @@ ROWS: list[tuple[str, Edit, str, str, str]] = [
         "FIELD_REQUIRED",
         f"{VIDEO}.media.frames.frames[1].data",
     ),
-    ("uneven_frames", video(frames=UNEVEN), INVALID, "FRAME_SIZE", f"{VIDEO}.media"),
+    ("uneven_frames", video(frames=UNEVEN), INVALID, "FRAME_SIZE", f"{VIDEO}.media.frames.frames[1]"),
     ("no_frame_readable", frames(0, frames=[media(b"x"), media(b"y")]), INVALID, "VIDEO_UNREADABLE", f"{VIDEO}.media"),
     ("zero_source_fps", frames(source_fps=0.0), INVALID, "SAMPLING_INVALID", f"{VIDEO}.media.frames.source_fps"),
     ("nan_source_fps", frames(source_fps=NAN), INVALID, "SAMPLING_INVALID", f"{VIDEO}.media.frames.source_fps"),

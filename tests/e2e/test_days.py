@@ -219,6 +219,19 @@ def test_a_worker_is_serving_only_when_it_can_answer(tiny: Callable[[str], Path]
             worker.kill()
 
 
+def test_a_worker_told_to_stop_while_it_loads(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """SIGTERM before the model is there ends the worker with 0, without a word of another library's."""
+    worker = Program("worker", ("--model", str(tiny("5.x"))), tmp_path / "worker.log")
+    try:
+        wait_until(lambda: worker.health() is not None, "the worker answers", 20)
+        assert worker.health() != SERVING
+        assert worker.stop() == 0
+    finally:
+        if worker.running:
+            worker.kill()
+    assert worker.complaints() == []
+
+
 def _state(stub: WorkerServiceStub) -> int:
     return stub.Describe(worker_pb.DescribeRequest(), timeout=1).state
 

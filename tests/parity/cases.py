@@ -222,6 +222,7 @@ IMAGE, VIDEO = "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><
 def chat_cases() -> list[Case]:
     """Conversations."""
     ask = "What do you see?"
+    few_pixels = {"min_pixels": 32 * 32, "max_pixels": 8 * 32 * 32}
     tiny, small_clip = picture(24, 40, 40), clip(14, 9, 40, 48)
     return [
         Case("text", (user("Describe the image. Is it red?"),)),
@@ -263,7 +264,7 @@ def chat_cases() -> list[Case]:
         ),
         Case("tool_with_image", (user("Look it up."), Turn("tool", ("found: ", SMALL)), user(ask))),
         Case("min_pixels_of_small_image", (user(replace(tiny, min_pixels=128 * 128), WIDE, small_clip, ask),)),
-        Case("max_pixels_of_small_clip", (user(SMALL, replace(small_clip, min_pixels=32 * 32, max_pixels=8 * 32 * 32), CLIP, ask),)),
+        Case("budget_of_small_clip", (user(SMALL, replace(small_clip, **few_pixels), CLIP, ask),)),
         Case(
             "budgets_of_both",
             (user(replace(SMALL, max_pixels=64 * 64), TALL, replace(CLIP, min_pixels=6 * 96 * 96), CLIP_B, ask),),
@@ -293,7 +294,7 @@ def raw_cases() -> list[Case]:
         Case("raw_run_of_one", prompt=f"a {IMAGE} b", media=(one_token,)),
         Case("raw_one_placeholder_of_one_token", prompt="<|image_pad|>", media=(one_token,)),
         Case("raw_markers_mixed", prompt=f"a {IMAGE}{VIDEO} b {VIDEO} c {IMAGE}", media=(SMALL, CLIP, CLIP_B, WIDE)),
-        Case("raw_video_of_4_57", prompt=f"a {VIDEO} b", media=(CLIP,), layout="v4"),
+        Case("raw_video_of_4_57", prompt=f"a\n{VIDEO} b", media=(CLIP,), layout="v4"),
         Case("raw_adjacent_images", prompt="a <|image_pad|><|image_pad|> b", media=(SMALL, WIDE)),
         Case("raw_adjacent_image_and_run_of_one", prompt="<|image_pad|><|image_pad|>", media=(one_token, SMALL)),
     ]

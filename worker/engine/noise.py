@@ -30,21 +30,20 @@ def row_key(seed: int, choice: int, position: int) -> tuple[int, int]:
     return first, second
 
 
-def gumbel(keys: list[tuple[int, int]], vocab_size: int, device: torch.device) -> torch.Tensor:
+def gumbel(keys: list[tuple[int, int]], ids: torch.Tensor) -> torch.Tensor:
     """Return standard Gumbel noise: the argmax of log probabilities plus noise is a draw from them.
 
     Args:
         keys: one for each row.
-        vocab_size: columns.
-        device: of the result.
+        ids: int32 (columns,), token ids; a token's noise does not depend on which others are asked for.
 
     Returns:
-        fp32 (rows, vocab_size).
+        fp32 (rows, columns), on the device of `ids`.
 
     Source: Gumbel-max trick; finaliser of MurmurHash3 (Appleby, public domain), applied twice.
     """
-    words = torch.tensor(keys, dtype=torch.int32).to(device)
-    bits = torch.arange(vocab_size, dtype=torch.int32, device=device) * _WEYL + words[:, :1]
+    words = torch.tensor(keys, dtype=torch.int32).to(ids.device)
+    bits = ids * _WEYL + words[:, :1]
     bits = _mix(_mix(bits) ^ words[:, 1:])
     # 31 bits; small values of u, which are the large noise, keep their relative precision.
     uniform = ((bits & 0x7FFFFFFF).to(torch.float32) + 0.5).mul_(2.0**-31).clamp_(max=_BELOW_ONE)

@@ -6,6 +6,7 @@ Next: worker/layers/attention.py
 from collections.abc import Sequence
 
 import torch
+from tessera_kernels.memory import advise_huge_pages
 
 
 class KVCache:
@@ -42,6 +43,7 @@ class KVCache:
         # blocks: (num_layers, key and value, num_blocks, num_kv_heads, block_size, head_dim)
         shape = (num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim)
         self.blocks = torch.zeros(shape, dtype=dtype, device=device)
+        advise_huge_pages(self.blocks)
         self._layers = [(self.blocks[index, 0], self.blocks[index, 1]) for index in range(num_layers)]
 
     @staticmethod

@@ -74,11 +74,11 @@ def test_a_value_out_of_bounds_names_its_field(asked: types.SamplingParams, fiel
 def test_max_tokens_fills_the_context() -> None:
     """Unset max_tokens is what the context leaves; one too many is refused, as is a prompt that fills it."""
     resolved = resolve(NONE)
-    fit_max_tokens(resolved, 10, 16)
+    fit_max_tokens(resolved, 10, 16, "messages")
     assert resolved.max_tokens == 6
     with pytest.raises(InvalidArgument) as caught:
-        fit_max_tokens(types.SamplingParams(max_tokens=7), 10, 16)
+        fit_max_tokens(types.SamplingParams(max_tokens=7), 10, 16, "messages")
     assert (caught.value.reason, caught.value.field) == ("CONTEXT_EXCEEDED", "sampling.max_tokens")
     with pytest.raises(InvalidArgument) as caught:
-        fit_max_tokens(types.SamplingParams(), 16, 16)
-    assert caught.value.reason == "PROMPT_TOO_LONG"
+        fit_max_tokens(types.SamplingParams(), 16, 16, "messages")
+    assert (caught.value.reason, caught.value.field) == ("PROMPT_TOO_LONG", "messages")

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tessera import grpc_options
 from tessera.grpc_options import channel_options, server_options
 
 LIMIT = 64 << 10
@@ -101,3 +102,25 @@ async def test_large_metadata_is_refused() -> None:
             await echo(b"", metadata=(("x-large", "a" * 20_000),))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await echo(b"again") == b"again"
+
+
+@pytest.mark.slow
+async def test_idle_connections_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that pings while it has nothing to ask is not thrown out by the server, nor while a stream is silent."""
+    # The same ratios, fifty times faster.
+    monkeypatch.setattr(grpc_options, "KEEPALIVE_MS", 200)
+    monkeypatch.setattr(grpc_options, "PING_TIMEOUT_MS", 100)
+    async with serving() as (port, gate), channel(port) as ours:
+        assert await ours.unary_unary(METHOD)(b"x") == b"x"
+        silent = ours.unary_stream(STREAM)(b"")
+        assert await silent.read() == b"started"
+        ready = ours.get_state()
+        assert ready is grpc.ChannelConnectivity.READY
+        # Any other state than READY would be a connection that was lost, and begun anew.
+        lost = asyncio.create_task(ours.wait_for_state_change(ready))
+        done, _ = await asyncio.wait({lost}, timeout=1.5)
+        gate.release()
+        assert await silent.read() is grpc.aio.EOF
+        done, _ = await asyncio.wait({lost}, timeout=1.5)
+        assert not done
+        lost.cancel()
