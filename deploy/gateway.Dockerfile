@@ -44,8 +44,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/venv && /opt/venv/bin/pip install -c requirements.lock -r wanted.txt
 
 FROM base
-RUN useradd --create-home --uid 10001 tessera \
-    && install -d -o tessera -g tessera /home/tessera/.cache/huggingface
+RUN useradd --uid 10001 --home-dir /var/lib/tessera --create-home tessera \
+    && install -d -o tessera -g tessera /var/lib/tessera/huggingface
 COPY --from=packages /opt/venv /opt/venv
 COPY --from=native /src/kernels/tessera_kernels/lib/libtessera_resize.so /usr/local/lib/tessera/
 COPY models/shapes/checkpoint /opt/tessera/models/shapes
@@ -55,11 +55,12 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/tessera:/opt/tessera/protos \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/var/lib/tessera/huggingface \
     TESSERA_MODEL=/opt/tessera/models/shapes \
     TESSERA_HOST=0.0.0.0 \
     TESSERA_PORT=50051
 USER 10001:10001
-WORKDIR /home/tessera
+WORKDIR /var/lib/tessera
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --start-interval=1s \
     CMD ["python", "-m", "tessera.healthcheck", "localhost:50051"]

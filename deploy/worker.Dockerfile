@@ -59,8 +59,8 @@ FROM base
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home --uid 10001 tessera \
-    && install -d -o tessera -g tessera /home/tessera/.cache/huggingface
+RUN useradd --uid 10001 --home-dir /var/lib/tessera --create-home tessera \
+    && install -d -o tessera -g tessera /var/lib/tessera/huggingface
 COPY --from=packages /opt/venv /opt/venv
 COPY models/shapes/checkpoint /opt/tessera/models/shapes
 COPY --from=stubs /src/protos /opt/tessera/protos
@@ -71,11 +71,12 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/tessera:/opt/tessera/protos:/opt/tessera/kernels \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/var/lib/tessera/huggingface \
     TESSERA_MODEL=/opt/tessera/models/shapes \
     TESSERA_HOST=0.0.0.0 \
     TESSERA_PORT=50061
 USER 10001:10001
-WORKDIR /home/tessera
+WORKDIR /var/lib/tessera
 EXPOSE 50061
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --start-interval=1s \
     CMD ["python", "-m", "tessera.healthcheck", "localhost:50061"]

@@ -194,6 +194,10 @@ class EngineBridge:
         """Let the engine look again: an item has come."""
         self._commands.put(lambda engine: None)
 
+    def _ready(self, engine: "Engine", load: LoadReport) -> None:
+        self.last_load = load
+        self._on_ready(engine)
+
     def _deliver(self, output: StepOutput, beat: bool) -> None:
         """Hand a step's news to the streams; who is told nothing gets the load, if that has changed or it is time."""
         self.last_load = output.load
@@ -219,7 +223,7 @@ class EngineBridge:
         except BaseException as error:
             self._tell(self._on_failed, error)
             return
-        self._tell(self._on_ready, engine)
+        self._tell(self._ready, engine, engine.load())
         try:
             self._serve(engine)
         except BaseException as error:
@@ -230,7 +234,6 @@ class EngineBridge:
         while self._take_commands(engine, wait=not worked):
             try:
                 output = engine.step()
-                failed = 0
             except Exception as error:
                 failed += 1
                 log.error("engine_failed", times=failed, exc_info=error)
@@ -239,6 +242,7 @@ class EngineBridge:
                 engine.drop_all()
                 continue
             worked = output.worked
+            failed = 0 if worked else failed
             now_s = self._clock()
             beat = now_s - last_beat_s >= self._heartbeat_s
             last_beat_s = now_s if beat else last_beat_s

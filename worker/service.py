@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
-from tessera.errors import InvalidArgument, ServeError, Unavailable
+from tessera.errors import Internal, InvalidArgument, ServeError, Unavailable
 from tessera.v1 import worker_service_pb2 as pb
 from tessera.v1.worker_service_pb2_grpc import WorkerServiceServicer
 from worker.answers import error_of, response_of
@@ -129,6 +129,9 @@ class WorkerService(WorkerServiceServicer):
                         raise InvalidArgument("A message holds a command.", reason="FIELD_REQUIRED", field="command")
         except ServeError as error:
             stream.end(error)
+        except Exception as error:
+            log.error("commands_failed", owner=stream.owner, exc_info=error)
+            stream.end(Internal())
         else:
             stream.end()
 
@@ -137,7 +140,9 @@ class WorkerService(WorkerServiceServicer):
         try:
             self._check_ready()
             group = self._reader.read(submit, stream.owner, self._clock())
-        except ServeError as error:
+        except Exception as error:
+            if not isinstance(error, ServeError):
+                log.error("submit_failed", request_id=submit.request_id[:64], exc_info=error)
             self._bridge.refuse(stream, _refusal(submit, stream.owner, error))
         else:
             self._bridge.submit(stream, group)
@@ -170,7 +175,7 @@ def _rejected(content_hash: bytes, error: ServeError) -> pb.StageItemResponse:
     )
 
 
-def _refusal(submit: pb.Submit, owner: int, error: ServeError) -> SequenceUpdate:
+def _refusal(submit: pb.Submit, owner: int, error: Exception) -> SequenceUpdate:
     choice = submit.choices[0] if submit.choices else 0
     return SequenceUpdate(
         owner, submit.request_id, submit.epoch, choice, finish_reason=FinishReason.ERROR, failure=failure_of(error)

@@ -43,7 +43,8 @@ class WorkerSettings:
         default=None, metadata={"help": "bytes of the KV cache; goes before --kv-cache-share", "unit": "bytes"}
     )
     kv_cache_share: float | None = field(
-        default=None, metadata={"help": "share of the free memory for caches; default 0.9 of a GPU's, 0.25 of a CPU's"}
+        default=None,
+        metadata={"help": "share of the free memory for the KV cache; default 0.9 on a GPU, 0.25 on a CPU"},
     )
     encoder_cache_bytes: int | None = field(
         default=None,

@@ -63,6 +63,7 @@ class ServedPair:
         return self._runner.run(self._run(self._workload.requests(first, count), new_tokens))
 
     async def _run(self, requests: list[Request], new_tokens: int) -> Timeline:
+        await self._client.wait_until_ready(timeout=_READY_TIMEOUT_S)
         start = time.perf_counter()
         answers = await asyncio.gather(*(self._answer(request, new_tokens, start) for request in requests))
         for answer in answers:

@@ -1,4 +1,7 @@
-"""`python -m tessera_client` is the command `tessera`."""
+"""`python -m tessera_client` is the command `tessera`.
+
+Next: cli/program.py.
+"""
 
 import sys
 

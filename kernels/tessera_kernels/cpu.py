@@ -35,10 +35,10 @@ def lanes() -> int:
 
 
 @contextmanager
-def disabled() -> Iterator[None]:
-    """Run on the reference meanwhile; for tests and comparisons, with one thread at work."""
+def using(chosen: ctypes.CDLL | None) -> Iterator[None]:
+    """Run on another library meanwhile, or on the reference (None); for tests and comparisons on one thread."""
     global _active
-    before, _active = _active, None
+    before, _active = _active, chosen
     try:
         yield
     finally:

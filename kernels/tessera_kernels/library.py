@@ -35,13 +35,17 @@ _SIGNATURES = {
 }  # fmt: skip
 
 
-def load(directory: Path = LIBRARY_DIR) -> ctypes.CDLL | None:
-    """Return the library that this processor can run, or None where there is none.
+def load(directory: Path = LIBRARY_DIR, capability: str | None = None) -> ctypes.CDLL | None:
+    """Return the fastest library that this processor can run, or None where there is none.
+
+    Args:
+        directory: where it was built.
+        capability: "AVX512", "AVX2" or less; None: what torch found.
 
     Raises:
         RuntimeError: it was built from other sources.
     """
-    capability = torch.backends.cpu.get_cpu_capability()
+    capability = capability or torch.backends.cpu.get_cpu_capability()
     names = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}.get(capability, ())
     for name in names:
         path = directory / f"libtessera_cpu_{name}.so"

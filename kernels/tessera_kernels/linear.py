@@ -66,7 +66,7 @@ class LinearWeight(ABC):
         assert self.bias is not None
         self.bias[start : start + values.shape[0]] = values.to(self.device)
 
-    def seal(self) -> None:
+    def seal(self) -> None:  # noqa: B027 - most have nothing left to do
         """Finish the packing; no rows are written after it."""
 
     @abstractmethod

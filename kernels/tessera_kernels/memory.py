@@ -52,6 +52,7 @@ class Arena:
         return vector
 
     @staticmethod
+    @torch.inference_mode(False)  # a chunk may outlast the mode that the first request came in
     def _allocate(count: int) -> torch.Tensor:
         """Return a vector that begins at a huge page."""
         spare = _HUGE_PAGE // 4

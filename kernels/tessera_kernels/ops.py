@@ -45,7 +45,7 @@ def implementations(dtype: torch.dtype, device: torch.device, head_dims: Sequenc
         head_dims: head sizes of the attention layers (language model, vision tower), which the C++ ones limit.
     """
     native = cpu.available() and dtype is torch.float32 and device.type == "cpu"
-    table = {name: "cpp" if native else "torch" for name in _CPP_OPS} | {name: "torch" for name in _TORCH_OPS}
+    table = dict.fromkeys(_CPP_OPS, "cpp" if native else "torch") | dict.fromkeys(_TORCH_OPS, "torch")
     if native and any(head_dim % cpu.lanes() for head_dim in head_dims):
         table |= {"paged_attention": "torch", "segment_attention": "torch"}
     return dict(sorted((table | {"linear": linear.implementation(dtype, device)}).items()))

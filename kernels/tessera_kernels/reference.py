@@ -163,7 +163,7 @@ def paged_attention(
 
 
 def _causal_tail_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attend where the queries are the last of the keys. query: (1, heads, q, dim), key, value: (1, kv_heads, k, dim)."""
+    """Attend where queries are the last of the keys. query: (1, heads, q, dim), key and value: (1, kv_heads, k, dim)"""
     query_len, kv_len = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
     if query_len == kv_len:

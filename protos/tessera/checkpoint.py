@@ -61,7 +61,7 @@ def resolve_model_dir(name: str | Path, *, weights: bool = True) -> Path:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise NotFound(f"{path} holds no config.json", reason="MODEL_NOT_FOUND")
+            raise NotFound(f"{path} holds no config.json.", reason="MODEL_NOT_FOUND")
         return path
     # Imported only here: most starts name a local directory, and the import takes most of a second.
     from huggingface_hub import snapshot_download
@@ -71,5 +71,5 @@ def resolve_model_dir(name: str | Path, *, weights: bool = True) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        message = f"model {str(name)!r} is neither a local directory nor on the hub: {error}"
+        message = f"Model {str(name)!r} is neither a local directory nor to be had from the hub."
         raise NotFound(message, reason="MODEL_NOT_FOUND") from error

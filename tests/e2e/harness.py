@@ -67,6 +67,7 @@ class Program:
         self.port = port or free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.log = log
+        self._asked = False
         roots = (ROOT, ROOT / "protos", ROOT / "kernels", ROOT / "client")
         self._environ = {key: value for key, value in os.environ.items() if not key.startswith("TESSERA_")} | {
             "PYTHONPATH": os.pathsep.join(map(str, roots)),
@@ -86,6 +87,7 @@ class Program:
     def restart(self) -> None:
         """Start it again, on the same port, after its end."""
         assert self.process.poll() is not None
+        self._asked = False
         self.process = self._start()
 
     @property
@@ -143,11 +145,16 @@ class Program:
         self.process.kill()
         self.process.wait(STOP_S)
 
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM, and do not wait."""
+        self.channel.close()
+        if self.running and not self._asked:
+            self._asked = True
+            self.process.terminate()
+
     def stop(self) -> int:
         """Ask it to end and return its exit code."""
-        self.channel.close()
-        if self.running:
-            self.process.terminate()
+        self.ask_to_stop()
         try:
             return self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
@@ -315,6 +322,9 @@ class Pairs:
     def close(self) -> None:
         """End all pairs; the first failure is raised after the last pair has ended."""
         failures: list[AssertionError] = []
+        for pair in self._pairs.values():
+            for program in (pair.gateway, *pair.workers):
+                program.ask_to_stop()
         for pair in self._pairs.values():
             try:
                 pair.stop()

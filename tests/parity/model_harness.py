@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from tessera.items import PlaceholderRange
 
+from tessera.items import PlaceholderRange
 from worker.layers.kv_cache import KVCache
 from worker.models.base import CausalLM, EncoderInput, EncoderOutput, ForwardBatch, ItemLayout
 

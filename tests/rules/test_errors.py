@@ -60,7 +60,7 @@ def test_reasons_are_upper_snake() -> None:
                 continue
             if not re.fullmatch(r"[A-Z][A-Z0-9_]{1,61}[A-Z0-9]", str(keyword.value.value)):
                 bad.append(f"{place}: {keyword.value.value}")
-    assert bad == []
+    assert not bad, "\n".join(bad)
 
 
 def test_texts_are_sentences() -> None:
@@ -71,4 +71,4 @@ def test_texts_are_sentences() -> None:
             text = call.args[0].value
             if not re.fullmatch(r"[A-Z0-9\"'].*[.!)]", text, re.DOTALL):
                 bad.append(f"{place}: {text}")
-    assert bad == []
+    assert not bad, "\n".join(bad)

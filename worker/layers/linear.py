@@ -6,8 +6,8 @@ Next: kernels/tessera_kernels/linear.py
 from collections.abc import Sequence
 
 import torch
-from tessera_kernels import ops
 
+from tessera_kernels import ops
 from worker.layers.source import WeightSource
 
 

@@ -4,8 +4,8 @@ Next: worker/layers/attention.py
 """
 
 import torch
-from tessera_kernels import ops
 
+from tessera_kernels import ops
 from worker.layers.source import WeightSource
 
 

@@ -12,8 +12,8 @@ Next: worker/models/qwen3_vl_vision.py
 from typing import Protocol
 
 import torch
-from tessera_kernels import ops
 
+from tessera_kernels import ops
 from worker.layers.source import WeightSource
 
 _CENTRE = 128.0
@@ -53,9 +53,7 @@ class PatchEmbed:
         video: statistics of clips.
     """
 
-    def __init__(
-        self, source: WeightSource, shape: PatchShape, image: PixelStatistics, video: PixelStatistics
-    ) -> None:
+    def __init__(self, source: WeightSource, shape: PatchShape, image: PixelStatistics, video: PixelStatistics) -> None:
         self.shape = shape
         side = shape.patch_size
         kernel = (shape.hidden_size, shape.in_channels, shape.temporal_patch_size, side, side)
@@ -108,7 +106,7 @@ def _fold(
     offset = ((_CENTRE / 255 - mean) / std)[None, :, None, None, None]
     folded_bias = bias + (weight * offset).flatten(1).sum(1)
     rows = (weight * spread).flatten(1).float()
-    linear = ops.linear.create(*rows.shape, source.dtype, source.device, bias=True)
+    linear = ops.linear.create(rows.shape[0], rows.shape[1], source.dtype, source.device, bias=True)
     linear.write_rows(0, rows)
     linear.write_bias(0, folded_bias.float())
     linear.seal()

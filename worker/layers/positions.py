@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
+
 from tessera.errors import InvalidArgument
 
 
@@ -50,7 +51,7 @@ def mrope_positions(prompt_len: int, items: Iterable[Item], merge: int) -> tuple
         length = rows * columns
         if start < cursor or start + length > prompt_len:
             raise InvalidArgument(
-                f"placeholder tokens [{start}, {start + length}) overlap another item or leave the prompt",
+                f"Placeholder tokens [{start}, {start + length}) overlap another item or leave the prompt.",
                 reason="RANGE_INVALID",
                 field="ranges",
             )
@@ -74,8 +75,8 @@ def _frames(items: Iterable[Item], merge: int) -> Iterator[tuple[int, int, int]]
         total = sum(span.length for span in ranges)
         if total != frames * length or any(span.length % length for span in ranges):
             raise InvalidArgument(
-                f"{modality} of grid {[frames, height, width]} owns {frames} runs of {length} tokens, "
-                f"its ranges have {[span.length for span in ranges]}",
+                f"Modality {modality}: grid {[frames, height, width]} owns {frames} runs of {length} tokens, "
+                f"its ranges have {[span.length for span in ranges]}.",
                 reason="RANGE_INVALID",
                 field="ranges",
             )

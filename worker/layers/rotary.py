@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+
 from tessera_kernels import ops
 
 MropeMode = Literal["none", "chunked", "interleaved"]

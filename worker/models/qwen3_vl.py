@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tessera.errors import FailedPrecondition, InvalidArgument
-from tessera_kernels import ops
 
+from tessera.errors import FailedPrecondition, InvalidArgument
 from worker.layers.attention import Attention, AttentionStep
 from worker.layers.embedding import load_embedding_and_head
 from worker.layers.kv_cache import KVCache
@@ -26,7 +25,7 @@ from worker.layers.source import WeightSource
 from worker.models.base import CausalLM, EncoderInput, EncoderOutput, ForwardBatch, Grid, ItemLayout, ModelInfo
 from worker.models.checkpoint import Checkpoint, CheckpointError
 from worker.models.info import read_eos_token_ids, read_generation_defaults, read_processor_limits
-from worker.models.qwen3_vl_config import TextConfig, VisionConfig, parse_text_config, parse_vision_config
+from worker.models.qwen3_vl_config import TextConfig, parse_text_config, parse_vision_config
 from worker.models.qwen3_vl_vision import VisionTower
 
 # Budgets of transformers' processor classes, for a checkpoint that does not write its own.
@@ -75,7 +74,12 @@ class Qwen3VL(CausalLM):
     """The model; see `CausalLM`."""
 
     def __init__(
-        self, model_dir: Path, config: Mapping[str, Any], checkpoint: Checkpoint, *, disable_vision_encoder: bool = False
+        self,
+        model_dir: Path,
+        config: Mapping[str, Any],
+        checkpoint: Checkpoint,
+        *,
+        disable_vision_encoder: bool = False,
     ) -> None:
         tied = bool(config.get("tie_word_embeddings", config["text_config"].get("tie_word_embeddings", False)))
         self.text_config = parse_text_config(config["text_config"], tied)
@@ -138,7 +142,7 @@ class Qwen3VL(CausalLM):
     def encode(self, inputs: Sequence[EncoderInput]) -> list[EncoderOutput]:
         """Turn items into embeddings; see `CausalLM.encode`."""
         if self.visual is None and inputs:
-            raise FailedPrecondition("this worker serves without its vision encoder", reason="VISION_DISABLED")
+            raise FailedPrecondition("This worker serves without its vision encoder.", reason="VISION_DISABLED")
         for item in inputs:
             self._check_item(item)
         outputs: list[EncoderOutput | None] = [
@@ -168,7 +172,7 @@ class Qwen3VL(CausalLM):
         vision = self.vision_config
         t, h, w = item.grid_thw
         if min(item.grid_thw) < 1 or h % vision.merge_size or w % vision.merge_size:
-            message = f"grid {list(item.grid_thw)}: height and width are multiples of {vision.merge_size}"
+            message = f"Grid {list(item.grid_thw)}: height and width are multiples of {vision.merge_size}."
             raise InvalidArgument(message, reason="GRID_INVALID", field="grid_thw")
         side, temporal = vision.patch_size, vision.temporal_patch_size
         match item.kind:
@@ -176,7 +180,7 @@ class Qwen3VL(CausalLM):
                 frames = item.tensor.shape[0] if item.tensor.dim() else 0
                 _expect("tensor", item.tensor, (frames, h * side, w * side, vision.in_channels))
                 if math.ceil(frames / temporal) != t:
-                    message = f"{frames} frames do not make {t} temporal patches"
+                    message = f"{frames} frames do not make {t} temporal patches."
                     raise InvalidArgument(message, reason="GRID_MISMATCH", field="grid_thw.t")
             case "patches":
                 _expect("tensor", item.tensor, (t * h * w, vision.in_channels * temporal * side * side))
@@ -184,19 +188,19 @@ class Qwen3VL(CausalLM):
                 tokens, hidden, layers = self.embedding_tokens(item.grid_thw), self.hidden_size, self._num_deepstack
                 _expect("tensor", item.tensor, (tokens, hidden))
                 if layers and "deepstack" not in item.side:
-                    message = 'embeddings of this model come with a side tensor "deepstack" (layers, tokens, hidden)'
+                    message = 'Embeddings of this model come with a side tensor "deepstack" [layers, tokens, hidden].'
                     raise InvalidArgument(message, reason="SIDE_TENSOR_REQUIRED", field="side_tensors[deepstack]")
                 if layers:
                     _expect("side_tensors[deepstack]", item.side["deepstack"], (layers, tokens, hidden))
             case _:
-                message = f"a visual item cannot hold {item.kind}"
+                message = f"A visual item cannot hold {item.kind}."
                 raise InvalidArgument(message, reason="PAYLOAD_KIND", field="payload_kind")
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """Run one step; see `CausalLM.forward`."""
         residual = self.embed(batch.input_ids)
-        if batch.mm_embeds is not None:
+        if batch.mm_embeds is not None and batch.mm_positions is not None:
             residual.index_copy_(0, batch.mm_positions, batch.mm_embeds)
         cos, sin = self.rotary(batch.positions)
         step = AttentionStep(
@@ -208,11 +212,15 @@ class Qwen3VL(CausalLM):
         for index, layer in enumerate(self.layers):
             last = index == self.num_layers - 1
             x, residual = layer(x, residual, step, kv_cache.layer(index), keep if last else None)
-            if batch.mm_deepstack is not None and index < self._num_deepstack:
-                residual.index_add_(0, batch.mm_positions, batch.mm_deepstack[index])
+            self._add_deepstack(batch, index, residual)
         if keep is None:
             x, residual = x[batch.logits_indices], residual[batch.logits_indices]
         return self.head(self.norm.add(x, residual)).float()
+
+    def _add_deepstack(self, batch: ForwardBatch, index: int, residual: torch.Tensor) -> None:
+        """Add the side features that belong after decoder layer `index`, in place, to the placeholder rows."""
+        if batch.mm_deepstack is not None and batch.mm_positions is not None and index < self._num_deepstack:
+            residual.index_add_(0, batch.mm_positions, batch.mm_deepstack[index])
 
     def _rows_of_last_layer(self, batch: ForwardBatch) -> torch.Tensor | None:
         """Return the rows that the last layer needs to finish: those with logits, unless that is all of them.
@@ -262,8 +270,9 @@ class Qwen3VL(CausalLM):
         """Return an upper estimate of the transient memory of `encode` for one item."""
         vision = self.vision_config
         raw = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        # widest moment: residual, branch, normed input, rotary tables, and either q/k/v with the output or the inner layer
-        stream = 3 * vision.hidden_size + 2 * vision.head_dim + max(5 * vision.hidden_size, 2 * vision.intermediate_size)
+        # widest moment: residual, branch, normed input, rotary tables; and q/k/v with their outputs, or the inner layer
+        wide = max(5 * vision.hidden_size, 2 * vision.intermediate_size)
+        stream = 3 * vision.hidden_size + 2 * vision.head_dim + wide
         return math.prod(grid_thw) * max(2 * raw + vision.hidden_size, stream) * max(self.dtype.itemsize, 4)
 
     def forward_workspace_bytes(self, num_tokens: int, num_logits: int) -> int:
@@ -289,7 +298,7 @@ class Qwen3VL(CausalLM):
 def _expect(field: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise InvalidArgument(
-            f"{field} has shape {list(tensor.shape)}; the grid asks for {list(shape)}",
+            f"The {field} has shape {list(tensor.shape)}; the grid asks for {list(shape)}.",
             reason="GRID_MISMATCH",
             field=f"{field}.shape",
         )

@@ -119,7 +119,10 @@ def parse_text_config(config: Mapping[str, Any], tied: bool) -> TextConfig:
     theta, rope = rope_parameters(config)
     if not rope.get("mrope_interleaved", True):
         raise CheckpointError("config.json: this family interleaves mRoPE sections; mrope_interleaved is false")
-    hidden_size, num_heads = _need(config, "hidden_size", "text_config"), _need(config, "num_attention_heads", "text_config")
+    hidden_size, num_heads = (
+        _need(config, "hidden_size", "text_config"),
+        _need(config, "num_attention_heads", "text_config"),
+    )
     norm_eps = config.get("rms_norm_eps", 1e-6)
     return TextConfig(
         attention=AttentionShape(

@@ -8,8 +8,8 @@ Next: worker/models/qwen3_vl.py
 from collections.abc import Sequence
 
 import torch
-from tessera_kernels import ops
 
+from tessera_kernels import ops
 from worker.layers.linear import Linear
 from worker.layers.mlp import GeluMlp
 from worker.layers.norm import LayerNorm

@@ -11,7 +11,6 @@ from typing import Any
 
 from tessera_client import errors
 
-EXIT_INTERRUPTED = 130
 _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.InvalidArgument, 2),
     (errors.Unavailable, 3),

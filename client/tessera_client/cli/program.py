@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from tessera import __version__
 from tessera_client import errors
 from tessera_client.cli.console import Console
-from tessera_client.cli.failure import EXIT_INTERRUPTED, exit_code, failure_line, failure_object
+from tessera_client.cli.failure import exit_code, failure_line, failure_object
 
 COMMANDS = {
     "chat": "ask about pictures and clips; the answer streams as it comes",
@@ -57,8 +57,6 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     console = console or Console(json=getattr(args, "json", False))
     try:
         return args.run(args, console)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has left: nothing more to say, also not at the interpreter's exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tessera_client.channel import DEFAULT_PORT
+from tessera_client.cli import INTERRUPTED
 from tessera_client.cli.console import Console
-from tessera_client.cli.failure import EXIT_INTERRUPTED
 from tessera_client.local import programs
 from tessera_client.local.child import Child
 from tessera_client.local.log_lines import for_people
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise AssertionError("watching ends by an exception")
     except Stopped as stopped:
         console.note("stopping...")
-        return EXIT_INTERRUPTED if stopped.number == signal.SIGINT else 0
+        return INTERRUPTED if stopped.number == signal.SIGINT else 0
     except ChildEnded as ended:
         console.error(f"{ended}{_log_hint(args)}", {"error": {"message": str(ended), "exit_code": 1}})
         return 1

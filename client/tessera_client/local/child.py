@@ -68,7 +68,7 @@ class Child:
         self._reader.join(1.0)
         code = self.process.returncode
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-        return f"the {self.name} {how}: {last_words(self._tail)}"
+        return f"the {self.name} {how}; its last words: {last_words(self._tail)}"
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""

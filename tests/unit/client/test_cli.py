@@ -11,8 +11,8 @@ import pytest
 
 from tessera.errors import Internal, InvalidArgument, ResourceExhausted, Unavailable
 from tessera.v1 import inference_service_pb2 as pb
+from tessera_client.cli import main
 from tessera_client.cli.console import Console
-from tessera_client.cli.program import main
 from tests.fakes.inference import FakeInference, FakeServer
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tessera.errors import InvalidArgument
+from tessera_client.cli import main
 from tessera_client.cli.console import Console
-from tessera_client.cli.program import main
 from tests.fakes.inference import FakeInference, FakeServer
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from tessera.healthcheck import check
 from tessera.healthcheck import main as healthcheck
+from tessera_client.cli import main
 from tessera_client.cli.console import Console
-from tessera_client.cli.program import main
 from tessera_client.local import log_lines, programs
 from tessera_client.local.child import Child
 
@@ -116,7 +116,7 @@ def test_a_dead_worker_ends_all_with_its_last_words(serve: Serve) -> None:
     """When a program dies, the other is ended, and the line says which, how, and its last error."""
     code, out, err = serve("--worker-arg=--die", number=None)
     assert (code, out) == (1, "")
-    assert err.endswith("error: the worker ended with exit code 3: worker_failed reason=no weights\n")
+    assert err.endswith("error: the worker ended with exit code 3; its last words: worker_failed reason=no weights\n")
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ def test_a_program_that_ends_says_how() -> None:
         "worker", [sys.executable, "-Sc", "print('one'); print('two')"], os.environ, lambda *x: lines.append(x)
     )
     assert child.wait(10)
-    assert child.epitaph() == "the worker ended with exit code 0: two"
+    assert child.epitaph() == "the worker ended with exit code 0; its last words: two"
     child.finish()
     assert lines == [("worker", "one"), ("worker", "two")]
     child = Child("gateway", [sys.executable, "-Sc", "input()\nimport time; time.sleep(60)"], os.environ, print)

@@ -75,11 +75,22 @@ def test_results_are_plain_json() -> None:
     assert to_json(Usage(prompt_tokens=1))["prompt_tokens"] == 1
 
 
+def test_every_public_name_is_there() -> None:
+    """What `__all__` promises can be imported, and what is not there is an AttributeError."""
+    import tessera_client
+
+    assert all(getattr(tessera_client, name) is not None for name in tessera_client.__all__)
+    assert set(tessera_client.__all__) <= set(dir(tessera_client))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = tessera_client.no_such_name
+
+
 @pytest.mark.slow
 def test_importing_the_client_brings_no_heavy_package() -> None:
     """torch, numpy, Pillow, rich and the servers stay out until they are needed."""
     heavy = "{'torch','numpy','PIL','rich','gateway','worker','tessera_kernels','transformers'}"
-    code = f"import sys, tessera_client, tessera_client.cli.program as _; print(sorted({heavy} & set(sys.modules)))"
+    code = "import sys; from tessera_client import *; import tessera_client.cli.program\n"
+    code += f"print(sorted({heavy} & set(sys.modules)))"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert run.stdout.strip() == "[]"

@@ -1,4 +1,7 @@
-"""Tests of protos/tessera/checkpoint.py."""
+"""Checkpoint directories: the fingerprint, and finding one by name.
+
+Next: tests/unit/worker/models/test_loader.py
+"""
 
 from pathlib import Path
 
@@ -8,62 +11,58 @@ from tessera.checkpoint import FINGERPRINTED_FILES, fingerprint, resolve_model_d
 from tessera.errors import NotFound
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """A directory with the files of a checkpoint, contents made up."""
-    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
-        (tmp_path / name).write_text(f"{{}} {name}")
-    return tmp_path
+def write(path: Path, **files: str) -> Path:
+    """Write small files, `config` meaning config.json."""
+    path.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (path / f"{name}.json").write_text(text)
+    return path
 
 
-def test_equal_files_have_equal_fingerprints(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The fingerprint is of the contents: where the directory lies does not count."""
-    other = tmp_path_factory.mktemp("other")
-    for file in checkpoint.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
-    assert fingerprint(checkpoint) == fingerprint(other)
+def test_equal_files_have_equal_fingerprints(tmp_path: Path) -> None:
+    """The fingerprint depends on contents alone, not on the directory, weights or notes."""
+    a, b = write(tmp_path / "a", config="{}"), write(tmp_path / "b", config="{}")
+    (b / "model.safetensors").write_bytes(b"weights")
+    (b / "README.md").write_text("notes")
+    assert fingerprint(a) == fingerprint(b)
 
 
 @pytest.mark.parametrize("name", FINGERPRINTED_FILES)
-def test_each_file_counts(checkpoint: Path, name: str) -> None:
-    """A change of any file that decides prompts, grids or positions changes the fingerprint."""
-    before = fingerprint(checkpoint)
-    (checkpoint / name).write_text("changed")
-    assert fingerprint(checkpoint) != before
+def test_each_file_counts(tmp_path: Path, name: str) -> None:
+    """A changed, an emptied and a missing file all give another fingerprint."""
+    write(tmp_path)
+    seen = {fingerprint(tmp_path)}
+    for text in ("", "{}", "{ }"):
+        (tmp_path / name).write_text(text)
+        seen.add(fingerprint(tmp_path))
+    assert len(seen) == 4
 
 
-def test_an_empty_file_is_not_an_absent_one(checkpoint: Path) -> None:
-    """A file that is there and empty differs from one that is not there."""
-    before = fingerprint(checkpoint)
-    (checkpoint / "generation_config.json").write_text("")
-    assert fingerprint(checkpoint) != before
+def test_contents_do_not_run_into_each_other(tmp_path: Path) -> None:
+    """The same bytes in another file are another checkpoint."""
+    a, b = write(tmp_path / "a", config="{}"), write(tmp_path / "b", tokenizer="{}")
+    assert fingerprint(a) != fingerprint(b)
 
 
-def test_contents_cannot_move_between_files(checkpoint: Path) -> None:
-    """Exchanging two files' contents gives another fingerprint."""
-    before = fingerprint(checkpoint)
-    one, two = checkpoint / "config.json", checkpoint / "tokenizer.json"
-    first, second = one.read_text(), two.read_text()
-    one.write_text(second)
-    two.write_text(first)
-    assert fingerprint(checkpoint) != before
+def test_a_directory_is_taken_as_it_is(tmp_path: Path) -> None:
+    """A local directory resolves to itself, without the network."""
+    assert resolve_model_dir(str(write(tmp_path, config="{}"))) == tmp_path
 
 
-def test_weights_and_strange_files_do_not_count(checkpoint: Path) -> None:
-    """Weights take too long to read, and other files decide nothing."""
-    before = fingerprint(checkpoint)
-    (checkpoint / "model.safetensors").write_bytes(b"weights")
-    (checkpoint / "README.md").write_text("words")
-    assert fingerprint(checkpoint) == before
-
-
-def test_a_directory_is_taken_as_it_is(checkpoint: Path) -> None:
-    """A local directory is never looked up on the hub."""
-    assert resolve_model_dir(checkpoint) == checkpoint
-    assert resolve_model_dir(str(checkpoint)) == checkpoint
-
-
-def test_a_directory_without_config_is_no_checkpoint(tmp_path: Path) -> None:
-    """An empty directory is NOT_FOUND, with a text that says what is missing."""
+def test_a_directory_without_a_config_is_not_a_model(tmp_path: Path) -> None:
+    """The error names what is missing."""
     with pytest.raises(NotFound, match=r"config\.json"):
         resolve_model_dir(tmp_path)
+
+
+def test_a_name_that_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is neither a directory nor on the hub is NOT_FOUND."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(NotFound, match="nobody/nothing"):
+        resolve_model_dir("nobody/nothing")
+
+
+def test_a_name_that_is_no_name() -> None:
+    """A path that does not exist and cannot be a hub name is NOT_FOUND as well."""
+    with pytest.raises(NotFound, match="/no/such/dir"):
+        resolve_model_dir("/no/such/dir")

@@ -1,7 +1,9 @@
 """Tests of protos/tessera/grpc_options.py: behaviour, for grpc ignores keys that it does not know."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -105,22 +107,21 @@ async def test_large_metadata_is_refused() -> None:
 
 
 @pytest.mark.slow
-async def test_idle_connections_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that pings while it has nothing to ask is not thrown out by the server, nor while a stream is silent."""
-    # The same ratios, fifty times faster.
-    monkeypatch.setattr(grpc_options, "KEEPALIVE_MS", 200)
-    monkeypatch.setattr(grpc_options, "PING_TIMEOUT_MS", 100)
-    async with serving() as (port, gate), channel(port) as ours:
-        assert await ours.unary_unary(METHOD)(b"x") == b"x"
-        silent = ours.unary_stream(STREAM)(b"")
-        assert await silent.read() == b"started"
-        ready = ours.get_state()
-        assert ready is grpc.ChannelConnectivity.READY
-        # Any other state than READY would be a connection that was lost, and begun anew.
-        lost = asyncio.create_task(ours.wait_for_state_change(ready))
-        done, _ = await asyncio.wait({lost}, timeout=1.5)
-        gate.release()
-        assert await silent.read() is grpc.aio.EOF
-        done, _ = await asyncio.wait({lost}, timeout=1.5)
-        assert not done
-        lost.cancel()
+def test_idle_connections_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that pings while it has nothing to ask is not thrown out by the server."""
+    # Ten times faster: grpc pings once a second at most. The server's own pings would keep the client's away.
+    monkeypatch.setattr(grpc_options, "KEEPALIVE_MS", 1000)
+    monkeypatch.setattr(grpc_options, "PING_TIMEOUT_MS", 500)
+    silent = [pair for pair in server_options(LIMIT) if pair[0] != "grpc.keepalive_time_ms"]
+    server = grpc.server(ThreadPoolExecutor(1), options=silent)
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("tests.Echo", {"Echo": handler})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    states: list[grpc.ChannelConnectivity] = []
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=channel_options()) as ours:
+        assert ours.unary_unary(METHOD)(b"x") == b"x"
+        ours.subscribe(states.append)
+        time.sleep(4)  # the fourth ping would be the one too many
+    server.stop(0).wait()
+    assert set(states) == {grpc.ChannelConnectivity.READY}

@@ -149,9 +149,7 @@ def test_a_tensor_that_does_not_fit_its_grid():
 def test_floats_are_finite():
     """NaN does not pass."""
     values = np.full((8, 6), np.nan, np.float32)
-    item = with_hash(
-        MultimodalItem(Modality.IMAGE, PayloadKind.PATCHES, b"", "F32", values, grid_thw=(1, 2, 4))
-    )
+    item = with_hash(MultimodalItem(Modality.IMAGE, PayloadKind.PATCHES, b"", "F32", values, grid_thw=(1, 2, 4)))
     upload = upload_of(header_of(item), make_store())
     upload.feed(data_of(item))
     with pytest.raises(InvalidArgument) as caught:

@@ -203,7 +203,7 @@ def test_cached_placeholders_need_no_bytes():
 @pytest.mark.parametrize("length", [8, 9, 11])
 @pytest.mark.parametrize("num_blocks", [18, 64])
 def test_choices_fork_from_one_prefill(length, num_blocks):
-    """n choices run the prompt once, share its full blocks, copy the last, and each equals itself alone."""
+    """Several choices run the prompt once, share its full blocks, copy the last, and each equals itself alone."""
     sampling = {"temperature": 1.0, "seed": 7}
     prompt = prompt_of(length)
     harness = Harness(num_blocks=num_blocks)

@@ -116,9 +116,9 @@ def test_a_wide_nucleus_sorts_all():
 
 def test_draws_follow_the_probabilities():
     """Frequencies of many draws agree with the softmax at that temperature."""
-    rows = [(0, sequence(temperature=0.7, seed=n)) for n in range(4000)]
-    found = torch.tensor([one.token_id for one in Sampler().sample(LOGITS, rows)]).bincount(minlength=6) / 4000
-    assert torch.allclose(found, (LOGITS[0] / 0.7).softmax(-1), atol=0.025)
+    rows = [(0, sequence(temperature=0.7, seed=n)) for n in range(1200)]
+    found = torch.tensor([one.token_id for one in Sampler().sample(LOGITS, rows)]).bincount(minlength=6) / 1200
+    assert torch.allclose(found, (LOGITS[0] / 0.7).softmax(-1), atol=0.045)
 
 
 def test_a_draw_is_a_function_of_seed_choice_and_position():

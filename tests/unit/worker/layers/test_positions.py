@@ -1,0 +1,73 @@
+"""mRoPE positions from ranges and grids.
+
+Next: tests/unit/worker/layers/test_rotary.py
+"""
+
+import numpy as np
+import pytest
+
+from tessera.errors import InvalidArgument
+from tessera.items import PlaceholderRange
+from worker.layers.positions import mrope_positions
+
+
+def test_text_advances_all_rows() -> None:
+    """Without items the three rows count the tokens."""
+    positions, following = mrope_positions(4, [], 2)
+    assert np.array_equal(positions, np.tile(np.arange(4), (3, 1)))
+    assert following == 4
+
+
+def test_an_empty_prompt() -> None:
+    """No tokens have no positions, and the first one gets 0."""
+    positions, following = mrope_positions(0, [], 2)
+    assert positions.shape == (3, 0)
+    assert following == 0
+
+
+def test_an_image_stands_still_in_time() -> None:
+    """Two text tokens, an image of 2 x 3 tokens, one text token: it goes on from the longer side."""
+    positions, following = mrope_positions(9, [("image", [PlaceholderRange(2, 6)], (1, 4, 6))], 2)
+    assert positions.tolist() == [
+        [0, 1, 2, 2, 2, 2, 2, 2, 5],
+        [0, 1, 2, 2, 2, 3, 3, 3, 5],
+        [0, 1, 2, 3, 4, 2, 3, 4, 5],
+    ]
+    assert following == 6
+
+
+def test_a_clip_restarts_at_each_of_its_runs() -> None:
+    """Every temporal patch is placed like an image of its own, with the timestamps' text between."""
+    ranges = [PlaceholderRange(1, 2), PlaceholderRange(4, 2)]
+    positions, following = mrope_positions(6, [("video", ranges, (2, 2, 4))], 2)
+    assert positions.tolist() == [[0, 1, 1, 3, 4, 4], [0, 1, 1, 3, 4, 4], [0, 1, 2, 3, 4, 5]]
+    assert following == 6
+
+
+def test_frames_may_share_a_range() -> None:
+    """A run that holds two frames is cut by the frames' length, not by the run."""
+    together, _ = mrope_positions(4, [("video", [PlaceholderRange(0, 4)], (2, 2, 4))], 2)
+    apart, _ = mrope_positions(4, [("video", [PlaceholderRange(0, 2), PlaceholderRange(2, 2)], (2, 2, 4))], 2)
+    assert np.array_equal(together, apart)
+
+
+def test_a_tall_image_at_the_end_sets_the_next_position() -> None:
+    """Generation goes on from the largest position on any row, plus one."""
+    _, following = mrope_positions(5, [("image", [PlaceholderRange(1, 4)], (1, 8, 2))], 2)
+    assert following == 5
+
+
+@pytest.mark.parametrize(
+    ("length", "items"),
+    [
+        (3, [("image", [PlaceholderRange(0, 4)], (1, 4, 4))]),
+        (9, [("image", [PlaceholderRange(0, 3)], (1, 4, 4))]),
+        (9, [("video", [PlaceholderRange(0, 3), PlaceholderRange(4, 1)], (2, 2, 4))]),
+        (9, [("image", [PlaceholderRange(0, 4)], (1, 4, 4)), ("image", [PlaceholderRange(3, 4)], (1, 4, 4))]),
+    ],
+)
+def test_ranges_that_do_not_fit_are_refused(length: int, items: list) -> None:
+    """A range outside the prompt, of the wrong length, cut inside a frame, or over another is an error."""
+    with pytest.raises(InvalidArgument) as caught:
+        mrope_positions(length, items, 2)
+    assert caught.value.reason == "RANGE_INVALID"
