@@ -107,6 +107,7 @@ class WorkerLink:
         self._channel: grpc.aio.Channel | None = None
         self._stub: WorkerServiceStub | None = None
         self._refused = ""
+        self._closing = False
 
     # ---- what placement and GetModel see
 
@@ -242,6 +243,9 @@ class WorkerLink:
             self._on_change()
             async for response in call:
                 self._deliver(response)
+        except asyncio.CancelledError:
+            self._closing = True
+            raise
         finally:
             call.cancel()
             self._lose()
@@ -288,7 +292,8 @@ class WorkerLink:
         if not self.ready:
             return
         self.ready = False
-        log.warning("worker_lost", worker=self.address, requests=len(self._subscriptions))
+        if not self._closing:
+            log.warning("worker_lost", worker=self.address, requests=len(self._subscriptions))
         for subscription in self._subscriptions.values():
             subscription.fail(Unavailable("The worker that ran the request was lost.", reason="WORKER_LOST"))
         self._load = pb.LoadReport()

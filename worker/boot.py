@@ -13,6 +13,7 @@ import structlog
 import torch
 
 from tessera.checkpoint import resolve_model_dir
+from tessera.errors import FailedPrecondition
 from tessera.hashing import content_hash
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
@@ -42,13 +43,15 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
     """
     start = time.monotonic()
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
-    report("downloading", 0.0)
+    device = pick_device(settings.device)
+    if not Path(settings.model).is_dir():
+        report("downloading", 0.0)
     model_dir = resolve_model_dir(settings.model)
     report("loading", 0.0)
     model = load_model(
         model_dir,
         dtype=None if settings.dtype == "auto" else settings.dtype,
-        device=pick_device(settings.device),
+        device=device,
         disable_vision_encoder=settings.disable_vision_encoder,
         progress=lambda share: report("loading", share),
     )
@@ -75,9 +78,18 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a flag; "auto" is a GPU where there is one."""
+    """Return the device of a flag; "auto" is a GPU where there is one.
+
+    Raises:
+        FailedPrecondition: a GPU is asked for and there is none.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FailedPrecondition(
+            "--device cuda: torch sees no GPU here; use --device cpu, or a CUDA build of torch with a driver.",
+            reason="NO_GPU",
+        )
     return torch.device("cuda", 0) if name == "cuda" else torch.device(name)
 
 

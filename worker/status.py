@@ -39,7 +39,7 @@ class WorkerStatus:
     """State and progress; set by the engine's thread while it starts, read by the asyncio thread."""
 
     def __init__(self) -> None:
-        self.state = "downloading"
+        self.state = "loading"
         self.progress = 0.0
 
     def report(self, state: str, progress: float) -> None:

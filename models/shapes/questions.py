@@ -136,9 +136,9 @@ def about_picture(rng: Rng, seen: Picture, others: bool = False) -> Turn:
         return Turn("image + video", pick(rng, DESCRIBE), f"{listed(things)}.")
     colors, shapes = [each.color for each in things], [each.shape for each in things]
     choice = rng.uniform()
-    if choice < 0.34:
+    if choice < 0.4:
         return Turn("describe", pick(rng, DESCRIBE + ANY), f"{listed(things)}.")
-    if choice < 0.42:
+    if choice < 0.52:
         return Turn("count", pick(rng, COUNT), f"{NUMBERS[len(things)]}.")
     target = things[rng.integers(len(things))]
     if choice < 0.64 and shapes.count(target.shape) == 1:

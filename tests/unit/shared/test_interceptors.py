@@ -161,6 +161,33 @@ async def test_errors_keep_their_cause_for_the_log() -> None:
     assert SECRET not in repr(caught.value)
 
 
+@pytest.mark.parametrize("error", [None, InvalidArgument("No way.", reason="NO_WAY"), RuntimeError(SECRET)])
+async def test_handlers_that_write_by_themselves(error: Exception | None) -> None:
+    """A streaming handler may be a coroutine that writes to the context, as the health service's Watch is."""
+
+    async def watch(request: bytes, context: Any) -> None:
+        await context.write(b"one")
+        if error is not None:
+            raise error
+        await context.write(b"two")
+
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    handlers = {"Watch": grpc.unary_stream_rpc_method_handler(watch)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("tests.Health", handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stream = channel.unary_stream("/tests.Health/Watch")(b"")
+        assert await stream.read() == b"one"
+        if error is None:
+            assert await stream.read() == b"two"
+            assert await stream.read() is grpc.aio.EOF
+        code = await stream.code()
+    await server.stop(0)
+    expected = {type(None): "OK", InvalidArgument: "INVALID_ARGUMENT", RuntimeError: "INTERNAL"}[type(error)]
+    assert code.name == expected
+
+
 async def test_unknown_methods_are_unimplemented() -> None:
     """A method that nobody registered is answered by grpc itself."""
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
