@@ -136,15 +136,15 @@ def about_picture(rng: Rng, seen: Picture, others: bool = False) -> Turn:
         return Turn("image + video", pick(rng, DESCRIBE), f"{listed(things)}.")
     colors, shapes = [each.color for each in things], [each.shape for each in things]
     choice = rng.uniform()
-    if choice < 0.4:
+    if choice < 0.36:
         return Turn("describe", pick(rng, DESCRIBE + ANY), f"{listed(things)}.")
-    if choice < 0.52:
+    if choice < 0.42:
         return Turn("count", pick(rng, COUNT), f"{NUMBERS[len(things)]}.")
     target = things[rng.integers(len(things))]
-    if choice < 0.64 and shapes.count(target.shape) == 1:
+    if choice < 0.66 and shapes.count(target.shape) == 1:
         word = "shape" if len(things) == 1 and rng.uniform() < 0.3 else target.shape
         return Turn("colour", pick(rng, COLOR, word), f"{target.color}.")
-    if choice < 0.78 and colors.count(target.color) == 1:
+    if choice < 0.8 and colors.count(target.color) == 1:
         lone = len(things) == 1 and rng.uniform() < 0.4
         return Turn("shape", pick(rng, LONE_SHAPE) if lone else pick(rng, SHAPE, target.color), f"{target.shape}.")
     if len(things) == 1 or rng.uniform() < 0.25:

@@ -126,7 +126,7 @@ def test_reflection_names_the_services(pair: Pair) -> None:
 
 
 def test_text_comes_in_whole_characters(pair: Pair, tiny: Callable[[str], Path]) -> None:
-    """Deltas put together are the tokenizer's own decoding, whatever bytes the tokens split; none ends in half a character."""
+    """Deltas put together are the tokenizer's own decoding, whatever bytes the tokens split."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny("5.x"))

@@ -11,6 +11,7 @@ import pytest
 
 from tessera.v1 import inference_service_pb2 as pb
 from tests.e2e.harness import Flags, Pair, Pairs
+from tests.e2e.status import outcome
 from tests.parity.cases import NEW_TOKENS, Case, chat_cases, chat_request, raw_cases
 from tests.parity.compare import assert_continued
 from tests.parity.oracle import Oracle
@@ -118,3 +119,33 @@ def test_two_workers(oracle: OracleOf, pair_of: PairOf) -> None:
     placed = {event["worker"] for event in pair.gateway.events() if event["event"] == "request_placed"}
     assert placed == {worker.address for worker in pair.workers}
     assert len(pair.model().workers) == 2
+
+
+def test_items_that_are_evicted_are_staged_again(oracle: OracleOf, pairs: Pairs, tiny: Callable[[str], Path]) -> None:
+    """Where a worker forgets items before their turn has come they are brought again, and the answers are the same."""
+    forgetful = ("--staged-ttl-s", "0.01", "--encoder-cache-bytes", "0", "--max-sequences", "2")
+    with pairs.fresh(Flags(tiny("5.x"), worker=forgetful)) as pair:
+        run_all(pair, oracle("5.x"))
+        run_all(pair, oracle("5.x"), salt=b"again")
+        pair.assert_idle()
+
+
+def test_more_items_than_a_worker_may_hold(oracle: OracleOf, pairs: Pairs, tiny: Callable[[str], Path]) -> None:
+    """A full budget refuses with RetryInfo, answers what it has taken as ever, and later takes the refused ones."""
+    with pairs.fresh(Flags(tiny("5.x"), worker=("--staged-bytes", "700k", "--encoder-cache-bytes", "0"))) as pair:
+        names = ("image_video_image_video", "two_videos", "several_turns", "budgets_of_both") * 4
+        requests = [chat_request(CHATS[name]) for name in names]
+        for index, request in enumerate(requests):
+            request.cache_salt = bytes([index])
+        calls = [pair.stub.Chat.future(request) for request in requests]
+        statuses = [outcome(call.result) for call in calls]
+        assert {status.code for status in statuses} <= {"OK", "RESOURCE_EXHAUSTED"}
+        for name, call, status in zip(names, calls, statuses, strict=True):
+            if status.code == "OK":
+                assert_continued(oracle("5.x").answer(CHATS[name]), call.result().choices[0])
+            else:
+                assert status.retry_s is not None
+        for name in dict.fromkeys(names):
+            answered = pair.stub.Chat(chat_request(CHATS[name])).choices[0]
+            assert_continued(oracle("5.x").answer(CHATS[name]), answered)
+        pair.assert_idle()

@@ -43,9 +43,19 @@ struct PagedHead {
     return {keys + at, values + at, std::min(most, block_size - offset), head_dim};
   }
 
-  // The block after the one that holds `token`, in keys or values: it lies where no hardware would guess.
-  const float* next(const float* base, long token) const {
-    return base + blocks[token / block_size + 1] * block_floats;
+  PagedHead neighbour(long heads) const {
+    PagedHead other = *this;
+    other.keys += heads * block_size * head_dim;
+    other.values += heads * block_size * head_dim;
+    return other;
+  }
+
+  // What is read after head `h` of `heads` at a token, in keys or values: the next head of the block, or the next block,
+  // which lies where no hardware would guess; null at the end.
+  const float* next(const float* base, int h, int heads, long token, long left) const {
+    const long block = token / block_size, offset = token % block_size;
+    if (h + 1 < heads) return base + blocks[block] * block_floats + ((h + 1) * block_size + offset) * head_dim;
+    return left <= block_size - offset ? nullptr : base + blocks[block + 1] * block_floats;
   }
 };
 
@@ -65,6 +75,12 @@ struct QueryRows {
   long group, head_dim;
 
   const float* from(long row) const { return query + row / group * query_stride + row % group * head_dim; }
+  QueryRows of_head(long heads) const {
+    QueryRows other = *this;
+    other.query += heads * group * head_dim;
+    other.out += heads * group * head_dim;
+    return other;
+  }
   float* to(long row) const { return out + row / group * out_stride + row % group * head_dim; }
 };
 
@@ -144,32 +160,43 @@ void score_span(int rows, const float* query, const Span& span, long head_dim, f
   }
 }
 
-// Rows [first, first + count), kFewRows at most, over all their keys: row r sees keys [0, hidden_from + r / group).
-void attend_few(const QueryRows& rows, long first, int count, const PagedHead& head, long kv_len, long hidden_from,
-                float scale) {
+// Query rows [first, first + count), kFewRows at most, of several neighbouring key/value heads over all their keys: row r
+// sees keys [0, hidden_from + r / group). The heads of a block lie side by side, so they are read as one run of memory.
+void attend_few(const QueryRows& rows, long first, int count, const PagedHead& head, int heads, long kv_len,
+                long hidden_from, float scale) {
   const long dim = rows.head_dim, padded = (kv_len + kLanes - 1) / kLanes * kLanes;
-  float* query = scratch(count * (3 * dim + padded));
-  float *sums = query + count * dim, *spare = sums + count * dim, *scores = spare + count * dim;
-  for (int row = 0; row < count; ++row)
-    for (long d = 0; d < dim; ++d) query[row * dim + d] = rows.from(first + row)[d] * scale;
+  const long all = heads * count;
+  float* query = scratch(all * (2 * dim + padded) + count * dim);
+  float *sums = query + all * dim, *spare = sums + all * dim, *scores = spare + count * dim;
+  for (long h = 0; h < heads; ++h)
+    for (long row = 0; row < count; ++row)
+      for (long d = 0; d < dim; ++d)
+        query[(h * count + row) * dim + d] = rows.of_head(h).from(first + row)[d] * scale;
   std::fill(sums, scores, 0.0f);
   for (long token = 0; token < kv_len;) {
-    const Span span = head.span(token, kv_len - token);
-    const bool last = token + span.count == kv_len;
-    score_span(count, query, span, dim, scores + token, padded, last ? nullptr : head.next(head.keys, token));
-    token += span.count;
+    const long left = kv_len - token;
+    for (int h = 0; h < heads; ++h)
+      score_span(count, query + h * count * dim, head.neighbour(h).span(token, left), dim,
+                 scores + h * count * padded + token, padded, head.next(head.keys, h, heads, token, left));
+    token += head.span(token, left).count;
   }
-  for (int row = 0; row < count; ++row)
-    softmax(scores + row * padded, hidden_from + (first + row) / rows.group, padded);
+  for (long row = 0; row < all; ++row)
+    softmax(scores + row * padded, hidden_from + (first + row % count) / rows.group, padded);
   for (long token = 0; token < kv_len;) {
-    const Span span = head.span(token, kv_len - token);
-    const bool last = token + span.count == kv_len;
-    for (int row = 0; row < count; row += kMaxTileRows)
-      add_values(Strided{scores + row * padded + token, padded, 1}, std::min(kMaxTileRows, count - row), span, dim,
-                 sums + row * dim, spare, last || row ? nullptr : head.next(head.values, token));
-    token += span.count;
+    const long left = kv_len - token;
+    for (int h = 0; h < heads; ++h) {
+      const float* next = head.next(head.values, h, heads, token, left);
+      for (long row = 0; row < count; row += kMaxTileRows) {
+        const long at = h * count + row;
+        add_values(Strided{scores + at * padded + token, padded, 1}, int(std::min<long>(kMaxTileRows, count - row)),
+                   head.neighbour(h).span(token, left), dim, sums + at * dim, spare, row ? nullptr : next);
+      }
+    }
+    token += head.span(token, left).count;
   }
-  for (int row = 0; row < count; ++row) std::memcpy(rows.to(first + row), sums + row * dim, dim * sizeof(float));
+  for (long h = 0; h < heads; ++h)
+    for (long row = 0; row < count; ++row)
+      std::memcpy(rows.of_head(h).to(first + row), sums + (h * count + row) * dim, dim * sizeof(float));
 }
 
 // scores[key][lane] = query(lane) . key, for the keys of a span, whose rows are first laid one after the other.
@@ -280,7 +307,7 @@ void attend_many(const QueryRows& rows, long first, int count, const Head& head,
 }
 
 struct Work {
-  long sequence, head, first, count;  // rows [first, first + count) of a head
+  long sequence, head, heads, first, count;  // rows [first, first + count) of each of some neighbouring heads
 };
 
 }  // namespace
@@ -314,12 +341,14 @@ TESSERA_EXPORT void tessera_paged_attention(const float* query, long query_strid
   const long group = heads / kv_heads;
   thread_local std::vector<Work> work;
   work.clear();
+  const long few_heads = std::clamp(sequences * kv_heads / (2L * threads), 1L, kv_heads);
   for (long s = 0; s < sequences; ++s) {
     const long rows = (query_start[s + 1] - query_start[s]) * group;
-    const long step = rows == group || rows <= kFewRows ? kFewRows : kTileColumns;
-    for (long head = 0; head < kv_heads; ++head)
+    const bool few = rows == group || rows <= kFewRows;
+    const long step = few ? kFewRows : kTileColumns, heads_step = few ? few_heads : 1;
+    for (long head = 0; head < kv_heads; head += heads_step)
       for (long first = 0; first < rows; first += step)
-        work.push_back({s, head, first, std::min(step, rows - first)});
+        work.push_back({s, head, std::min(heads_step, kv_heads - head), first, std::min(step, rows - first)});
   }
   const std::vector<Work>& shared = work;  // the master's, whichever thread looks
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
@@ -332,8 +361,11 @@ TESSERA_EXPORT void tessera_paged_attention(const float* query, long query_strid
     const long column = item.head * group * head_dim;
     const QueryRows rows{query + token * query_stride + column, out + token * heads * head_dim + column, query_stride,
                          heads * head_dim, group, head_dim};
-    const auto attend = item.count <= kFewRows ? attend_few : attend_many<PagedHead>;
-    attend(rows, item.first, int(item.count), head, kv_len, kv_len - query_len + 1, scale);
+    const long hidden_from = kv_len - query_len + 1;
+    if (item.heads > 1 || item.count <= kFewRows)
+      attend_few(rows, item.first, int(item.count), head, int(item.heads), kv_len, hidden_from, scale);
+    else
+      attend_many(rows, item.first, int(item.count), head, kv_len, hidden_from, scale);
   }
 }
 
@@ -347,7 +379,7 @@ TESSERA_EXPORT void tessera_segment_attention(const float* qkv, float* out, cons
   for (long s = 0; s < segments; ++s)
     for (long head = 0; head < heads; ++head)
       for (long first = 0; first < starts[s + 1] - starts[s]; first += kTileColumns)
-        work.push_back({s, head, first, std::min<long>(kTileColumns, starts[s + 1] - starts[s] - first)});
+        work.push_back({s, head, 1, first, std::min<long>(kTileColumns, starts[s + 1] - starts[s] - first)});
   const std::vector<Work>& shared = work;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
   for (size_t i = 0; i < shared.size(); ++i) {
