@@ -87,7 +87,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise FailedPrecondition(
-            "--device cuda: torch sees no GPU here; use --device cpu, or a CUDA build of torch with a driver.",
+            "No GPU is visible to torch for --device cuda; use --device cpu, or a CUDA build of torch with a driver.",
             reason="NO_GPU",
         )
     return torch.device("cuda", 0) if name == "cuda" else torch.device(name)

@@ -6,7 +6,9 @@ Next: kernels/tessera_kernels/linear.py
 """
 
 import ctypes
+import math
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -16,16 +18,26 @@ _PAGE = 4096
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
-def advise_huge_pages(tensor: torch.Tensor) -> None:
-    """Ask the system for huge pages behind a CPU tensor; a hint, without effect where there are none."""
-    if sys.platform != "linux" or not tensor.is_cpu:
-        return
-    start = -(-tensor.data_ptr() // _PAGE) * _PAGE
-    length = tensor.data_ptr() + tensor.nbytes - start
-    if length >= _HUGE_PAGE:
+def allocate(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return an uninitialised CPU tensor that begins at a huge page, of which the system is asked to use many.
+
+    Memory is committed as it is first written, not here.
+    """
+    count = math.prod(shape) * dtype.itemsize
+    with torch.inference_mode(False):  # the tensor may outlast the mode that it is asked for in
+        memory = torch.empty(count + _HUGE_PAGE, dtype=torch.uint8)
+        skip = -memory.data_ptr() % _HUGE_PAGE
+        aligned = memory[skip : skip + count]
+        _advise(aligned.data_ptr(), count)
+        return aligned.view(dtype).view(*shape)
+
+
+def _advise(start: int, length: int) -> None:
+    """Ask for huge pages behind [start, start + length), of which start is a page; without effect where there are none."""
+    if sys.platform == "linux" and length >= _HUGE_PAGE:
         libc = ctypes.CDLL(None)
         libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        libc.madvise(start, length, _MADV_HUGEPAGE)
+        libc.madvise(start, length // _PAGE * _PAGE, _MADV_HUGEPAGE)
 
 
 class Arena:
@@ -45,19 +57,8 @@ class Arena:
     def take(self, count: int) -> torch.Tensor:
         """Return an uninitialised fp32 vector of `count` elements."""
         if self._used + count > self._chunk.numel():
-            self._chunk = self._allocate(max(count, self._chunk_floats))
+            self._chunk = allocate((max(count, self._chunk_floats),), torch.float32)
             self._used = 0
         vector = self._chunk[self._used : self._used + count]
         self._used += -(-count * 4 // _ALIGNMENT) * _ALIGNMENT // 4
         return vector
-
-    @staticmethod
-    @torch.inference_mode(False)  # a chunk may outlast the mode that the first request came in
-    def _allocate(count: int) -> torch.Tensor:
-        """Return a vector that begins at a huge page."""
-        spare = _HUGE_PAGE // 4
-        memory = torch.empty(count + spare)
-        skip = -memory.data_ptr() % _HUGE_PAGE // 4
-        aligned = memory[skip : skip + count]
-        advise_huge_pages(aligned)
-        return aligned

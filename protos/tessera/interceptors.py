@@ -10,6 +10,7 @@ Next: gateway/server.py and worker/server.py, which install it.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn
@@ -61,7 +62,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             kind = "stream_stream" if handler.request_streaming else "unary_stream"
             make = getattr(grpc, f"{kind}_rpc_method_handler")
-            inner = _streaming(getattr(handler, kind), method)
+            wrap = _streaming if inspect.isasyncgenfunction(getattr(handler, kind)) else _writing
+            inner = wrap(getattr(handler, kind), method)
         else:
             kind = "stream_unary" if handler.request_streaming else "unary_unary"
             make = getattr(grpc, f"{kind}_rpc_method_handler")
@@ -86,6 +88,17 @@ def _streaming(inner: Callable, method: str) -> Callable:
             async with aclosing(inner(request, context)) as responses:
                 async for response in responses:
                     yield response
+        except BaseException as error:
+            await _end(error, context, method)
+
+    return handle
+
+
+def _writing(inner: Callable, method: str) -> Callable:
+    # A streaming handler may also be a coroutine that writes to the context, as the health service's Watch is.
+    async def handle(request: Any, context: grpc.aio.ServicerContext) -> None:
+        try:
+            await inner(request, context)
         except BaseException as error:
             await _end(error, context, method)
 

@@ -5,6 +5,7 @@ What a request is answered must not depend on its neighbours.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from tessera.v1 import inference_service_pb2 as pb
 from tests.e2e.harness import Flags, Pair, Pairs
 from tests.e2e.status import outcome
-from tests.parity.cases import NEW_TOKENS, Case, chat_cases, chat_request, raw_cases
+from tests.parity.cases import NEW_TOKENS, Case, chat_cases, chat_request, raw_cases, user
 from tests.parity.compare import assert_continued
 from tests.parity.oracle import Oracle
 from tests.parity.test_grpc_generate import request_of
@@ -39,6 +40,7 @@ SIXTEEN = (
     "raw_adjacent_images",
 )
 BLOCK_SIZE = 16
+LONG_TOKENS = 140
 OracleOf, PairOf = Callable[[str], Oracle], Callable[..., Pair]
 
 
@@ -91,9 +93,13 @@ def few_blocks(computed: Oracle, model: Path) -> Flags:
 def test_few_blocks(oracle: OracleOf, pairs: Pairs, tiny: Callable[[str], Path]) -> None:
     """With room for little more than the longest request, requests are preempted and recomputed, and answered alike."""
     pair = pairs.get(few_blocks(oracle("5.x"), tiny("5.x")))
-    before = preemptions(pair)
+    # Each of these needs most of the blocks in the end: two of them cannot run side by side to their ends.
+    long = [replace(CHATS["text"], name=f"long{i}", turns=(user(f"Tell me story {i}."),)) for i in range(3)]
+    calls = [pair.stub.Chat.future(chat_request(case, max_tokens=LONG_TOKENS)) for case in long]
     run_all(pair, oracle("5.x"), salt=b"first")
-    assert preemptions(pair) > before, "nothing was preempted: the test shows nothing"
+    for case, call in zip(long, calls, strict=True):
+        assert_continued(oracle("5.x").answer(case, LONG_TOKENS), call.result().choices[0])
+    assert preemptions(pair) > 0, "nothing was preempted: the test shows nothing"
     run_all(pair, oracle("5.x"), SIXTEEN[::-1], salt=b"second")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tessera_kernels.memory import advise_huge_pages
+from tessera_kernels import memory
 
 
 class KVCache:
@@ -43,8 +43,9 @@ class KVCache:
         self.head_dim = head_dim
         # blocks: (num_layers, key and value, num_blocks, num_kv_heads, block_size, head_dim)
         shape = (num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim)
-        self.blocks = torch.zeros(shape, dtype=dtype, device=device)
-        advise_huge_pages(self.blocks)
+        # Never zeroed: what was not written is never read, and the CPU commits memory as blocks come into use.
+        on_cpu = torch.device(device).type == "cpu"
+        self.blocks = memory.allocate(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=device)
         self._layers = [(self.blocks[index, 0], self.blocks[index, 1]) for index in range(num_layers)]
 
     @staticmethod

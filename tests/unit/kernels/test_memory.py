@@ -1,11 +1,12 @@
-"""The arena behind packed weights.
+"""The memory behind packed weights and the KV cache.
 
 Next: tests/unit/worker/layers/test_positions.py
 """
 
+import pytest
 import torch
 
-from tessera_kernels.memory import Arena, advise_huge_pages
+from tessera_kernels.memory import Arena, allocate
 
 
 def test_vectors_share_a_chunk_on_cache_lines() -> None:
@@ -25,8 +26,14 @@ def test_vectors_never_overlap_across_chunks() -> None:
     assert [int(vector.sum()) for vector in vectors] == [0, 600, 10000, 30]
 
 
-def test_advice_is_harmless_to_small_and_empty_tensors() -> None:
-    """A tensor smaller than a huge page is left alone."""
-    for tensor in (torch.zeros(0), torch.zeros(5), torch.zeros(3 << 20)):
-        advise_huge_pages(tensor)
-        assert not tensor.any()
+@pytest.mark.parametrize("shape", [(0,), (3, 5), (2, 3, 300_000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_allocated_tensors_are_plain_and_aligned(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Any shape and type can be had; it begins at a huge page and may be written outside of inference mode."""
+    with torch.inference_mode():
+        tensor = allocate(shape, dtype)
+    assert tensor.shape == shape
+    assert tensor.dtype is dtype
+    assert tensor.data_ptr() % (2 << 20) == 0
+    tensor.fill_(1)
+    assert tensor.float().sum() == tensor.numel()

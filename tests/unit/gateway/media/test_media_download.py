@@ -106,7 +106,7 @@ async def test_each_redirect_is_checked() -> None:
 
 
 async def test_a_loop_of_redirects_ends() -> None:
-    """After three hops."""
+    """A server that always redirects is left after three hops."""
     again = b"HTTP/1.1 301 Moved\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"
     async with serving(lambda path: again) as server:
         with pytest.raises(InvalidArgument) as caught:

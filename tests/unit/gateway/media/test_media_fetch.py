@@ -71,13 +71,13 @@ async def test_malformed_data_urls_are_refused(url: str) -> None:
 
 
 async def test_an_empty_medium_is_refused() -> None:
-    """However it came."""
+    """An empty file is MEDIA_EMPTY, however it came."""
     assert (await refused(DataUrl("data:;base64,")))[1] == "MEDIA_EMPTY"
     assert await refused(InlineBytes(b"")) == ("INVALID_ARGUMENT", "MEDIA_EMPTY", "media.data")
 
 
 async def test_jpeg_frames_in_one_url_are_a_clip_at_two_frames_a_second() -> None:
-    """Comma-separated pictures."""
+    """Comma-separated pictures in a data URL are frames at the stated default."""
     media = await fetcher().fetch(DataUrl("data:video/jpeg;base64,YQ==,Yg==,Yw=="))
     assert (media.data, media.source_fps, media.timestamps) == ((b"a", b"b", b"c"), 2.0, None)
 

@@ -10,7 +10,9 @@ from worker.layers.kv_cache import KVCache
 
 def make() -> KVCache:
     """Two layers of four blocks."""
-    return KVCache(2, 4, 8, 3, 16, torch.float32, "cpu")
+    cache = KVCache(2, 4, 8, 3, 16, torch.float32, "cpu")
+    cache.blocks.zero_()
+    return cache
 
 
 def test_layers_are_views() -> None:
