@@ -194,6 +194,7 @@ def make_fetcher(settings: GatewaySettings, uploads: Uploads) -> MediaFetcher:
     limits = FetchLimits(
         max_media_bytes=settings.max_media_bytes,
         url_hosts=settings.allow_url_host,
+        url_networks=settings.allow_url_network,
         url_timeout_s=settings.fetch_timeout_s,
         media_root=settings.media_root,
     )

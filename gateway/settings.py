@@ -60,6 +60,10 @@ class GatewaySettings:
     allow_url_host: tuple[str, ...] = field(
         default=(), metadata={"help": "host that http(s) URLs may name; repeat for more; none = URLs are refused"}
     )
+    allow_url_network: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "network (CIDR) beside the public ones that URLs may lead to; repeat for more"},
+    )
     fetch_timeout_s: float = field(default=30.0, metadata={"help": "seconds that one download may take"})
     media_root: str = field(default="", metadata={"help": "folder under which paths may be opened; none = refused"})
 
