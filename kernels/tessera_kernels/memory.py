@@ -33,7 +33,7 @@ def allocate(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _advise(start: int, length: int) -> None:
-    """Ask for huge pages behind [start, start + length), of which start is a page; without effect where there are none."""
+    """Ask for huge pages behind [start, start + length), which begins at a page; a hint that may go unheard."""
     if sys.platform == "linux" and length >= _HUGE_PAGE:
         libc = ctypes.CDLL(None)
         libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

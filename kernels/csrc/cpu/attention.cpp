@@ -49,14 +49,6 @@ struct PagedHead {
     other.values += heads * block_size * head_dim;
     return other;
   }
-
-  // What is read after head `h` of `heads` at a token, in keys or values: the next head of the block, or the next block,
-  // which lies where no hardware would guess; null at the end.
-  const float* next(const float* base, int h, int heads, long token, long left) const {
-    const long block = token / block_size, offset = token % block_size;
-    if (h + 1 < heads) return base + blocks[block] * block_floats + ((h + 1) * block_size + offset) * head_dim;
-    return left <= block_size - offset ? nullptr : base + blocks[block + 1] * block_floats;
-  }
 };
 
 // One head of a segment whose rows lie apart by a fixed stride.
@@ -90,34 +82,56 @@ float* scratch(size_t floats) {
   return memory.data();
 }
 
-inline void prefetch(const float* from, long floats) {
-  for (long line = 0; line < floats; line += 16) __builtin_prefetch(from + line);
-}
-
 // out[row][0 .. head_dim) += sum over the span of weight(row, key) * value(key), for `rows` rows of stride head_dim.
 // spare: a row's worth of floats for each row, written where head_dim ends in half a tile.
-// next: values to fetch meanwhile, laid out like these, or null.
-template <typename Weights>
-void add_values(Weights weights, int rows, const Span& span, long head_dim, float* out, float* spare,
-                const float* next = nullptr) {
+void add_values(Stepped<kTileColumns> weights, int rows, const Span& span, long head_dim, float* out, float* spare) {
   for (long d = 0; d < head_dim; d += kTileColumns) {
     const bool half = head_dim - d < kTileColumns;
     const float* b0 = span.value + d;
     float* c0 = out + d;
-    if (next)
-      for (long i = 0; i < span.count; ++i) prefetch(next + i * span.stride + d, kTileColumns);
     run_tile<0>(rows, weights, b0, half ? b0 : b0 + kLanes, span.stride, span.count, c0, half ? spare : c0 + kLanes,
                 head_dim, true);
   }
 }
 
-// scores[row][key] = query(row) . key. next: keys to fetch meanwhile, laid out like these, or null.
+// The same for a few rows, whose sums over a wide stretch of the head stay in registers: values are read key by key, as
+// they lie. weights: (kRows, weight_stride).
 template <int kRows>
-void score_span(const float* query, const Span& span, long head_dim, float* scores, long score_stride,
-                const float* next) {
+void add_values_few(const float* weights, long weight_stride, const Span& span, long head_dim, float* out) {
+  constexpr int kRegisters = kLanes == kPanel ? 16 : 8;
+  constexpr int kVectors = kRegisters / kRows > 1 ? kRegisters / kRows : 1;
+  long d = 0;
+  for (; d + kVectors * kLanes <= head_dim; d += kVectors * kLanes) {
+    vfloat sum[kRows][kVectors] = {};
+    for (long i = 0; i < span.count; ++i) {
+      const float* value = span.value + i * span.stride + d;
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        const vfloat part = load(value + v * kLanes);
+#pragma GCC unroll 8
+        for (int row = 0; row < kRows; ++row) sum[row][v] += splat(weights[row * weight_stride + i]) * part;
+      }
+    }
+    for (int row = 0; row < kRows; ++row)
+      for (int v = 0; v < kVectors; ++v) {
+        float* to = out + row * head_dim + d + v * kLanes;
+        store(to, load(to) + sum[row][v]);
+      }
+  }
+  for (; d < head_dim; d += kLanes)
+    for (int row = 0; row < kRows; ++row) {
+      vfloat sum = load(out + row * head_dim + d);
+      for (long i = 0; i < span.count; ++i)
+        sum += splat(weights[row * weight_stride + i]) * load(span.value + i * span.stride + d);
+      store(out + row * head_dim + d, sum);
+    }
+}
+
+// scores[row][key] = query(row) . key.
+template <int kRows>
+void score_few(const float* query, const Span& span, long head_dim, float* scores, long score_stride) {
   for (long i = 0; i < span.count; ++i) {
     const float* key = span.key + i * span.stride;
-    if (next) prefetch(next + i * span.stride, head_dim);
     vfloat sum[kRows] = {};
     for (long d = 0; d < head_dim; d += kLanes) {
       const vfloat k = load(key + d);
@@ -146,58 +160,39 @@ void softmax(float* scores, long count, long padded) {
   for (long i = 0; i < padded; i += kLanes) store(scores + i, load(scores + i) * factor);
 }
 
-void score_span(int rows, const float* query, const Span& span, long head_dim, float* scores, long score_stride,
-                const float* next) {
-  switch (rows) {
-    case 1: return score_span<1>(query, span, head_dim, scores, score_stride, next);
-    case 2: return score_span<2>(query, span, head_dim, scores, score_stride, next);
-    case 3: return score_span<3>(query, span, head_dim, scores, score_stride, next);
-    case 4: return score_span<4>(query, span, head_dim, scores, score_stride, next);
-    case 5: return score_span<5>(query, span, head_dim, scores, score_stride, next);
-    case 6: return score_span<6>(query, span, head_dim, scores, score_stride, next);
-    case 7: return score_span<7>(query, span, head_dim, scores, score_stride, next);
-    case 8: return score_span<8>(query, span, head_dim, scores, score_stride, next);
-  }
+// Query rows [first, first + kRows) of several neighbouring key/value heads over all their keys: row r sees keys
+// [0, hidden_from + r / group). The heads of a block lie side by side, so they are read as one run of memory.
+template <int kRows>
+void attend_few(const QueryRows& rows, long first, const PagedHead& head, int heads, long kv_len, long hidden_from,
+                float scale) {
+  const long dim = rows.head_dim, padded = (kv_len + kLanes - 1) / kLanes * kLanes;
+  float* query = scratch(heads * kRows * (2 * dim + padded));
+  float *sums = query + heads * kRows * dim, *scores = sums + heads * kRows * dim;
+  for (long h = 0; h < heads; ++h)
+    for (long row = 0; row < kRows; ++row)
+      for (long d = 0; d < dim; ++d)
+        query[(h * kRows + row) * dim + d] = rows.of_head(h).from(first + row)[d] * scale;
+  std::fill(sums, scores, 0.0f);
+  for (long token = 0; token < kv_len; token += head.span(token, kv_len - token).count)
+    for (long h = 0; h < heads; ++h) {
+      const Span span = head.neighbour(h).span(token, kv_len - token);
+      score_few<kRows>(query + h * kRows * dim, span, dim, scores + h * kRows * padded + token, padded);
+    }
+  for (long row = 0; row < heads * kRows; ++row)
+    softmax(scores + row * padded, hidden_from + (first + row % kRows) / rows.group, padded);
+  for (long token = 0; token < kv_len; token += head.span(token, kv_len - token).count)
+    for (long h = 0; h < heads; ++h) {
+      const Span span = head.neighbour(h).span(token, kv_len - token);
+      add_values_few<kRows>(scores + h * kRows * padded + token, padded, span, dim, sums + h * kRows * dim);
+    }
+  for (long h = 0; h < heads; ++h)
+    for (long row = 0; row < kRows; ++row)
+      std::memcpy(rows.of_head(h).to(first + row), sums + (h * kRows + row) * dim, dim * sizeof(float));
 }
 
-// Query rows [first, first + count), kFewRows at most, of several neighbouring key/value heads over all their keys: row r
-// sees keys [0, hidden_from + r / group). The heads of a block lie side by side, so they are read as one run of memory.
-void attend_few(const QueryRows& rows, long first, int count, const PagedHead& head, int heads, long kv_len,
-                long hidden_from, float scale) {
-  const long dim = rows.head_dim, padded = (kv_len + kLanes - 1) / kLanes * kLanes;
-  const long all = heads * count;
-  float* query = scratch(all * (2 * dim + padded) + count * dim);
-  float *sums = query + all * dim, *spare = sums + all * dim, *scores = spare + count * dim;
-  for (long h = 0; h < heads; ++h)
-    for (long row = 0; row < count; ++row)
-      for (long d = 0; d < dim; ++d)
-        query[(h * count + row) * dim + d] = rows.of_head(h).from(first + row)[d] * scale;
-  std::fill(sums, scores, 0.0f);
-  for (long token = 0; token < kv_len;) {
-    const long left = kv_len - token;
-    for (int h = 0; h < heads; ++h)
-      score_span(count, query + h * count * dim, head.neighbour(h).span(token, left), dim,
-                 scores + h * count * padded + token, padded, head.next(head.keys, h, heads, token, left));
-    token += head.span(token, left).count;
-  }
-  for (long row = 0; row < all; ++row)
-    softmax(scores + row * padded, hidden_from + (first + row % count) / rows.group, padded);
-  for (long token = 0; token < kv_len;) {
-    const long left = kv_len - token;
-    for (int h = 0; h < heads; ++h) {
-      const float* next = head.next(head.values, h, heads, token, left);
-      for (long row = 0; row < count; row += kMaxTileRows) {
-        const long at = h * count + row;
-        add_values(Strided{scores + at * padded + token, padded, 1}, int(std::min<long>(kMaxTileRows, count - row)),
-                   head.neighbour(h).span(token, left), dim, sums + at * dim, spare, row ? nullptr : next);
-      }
-    }
-    token += head.span(token, left).count;
-  }
-  for (long h = 0; h < heads; ++h)
-    for (long row = 0; row < count; ++row)
-      std::memcpy(rows.of_head(h).to(first + row), sums + (h * count + row) * dim, dim * sizeof(float));
-}
+using AttendFew = void (*)(const QueryRows&, long, const PagedHead&, int, long, long, float);
+constexpr AttendFew kAttendFew[kFewRows] = {attend_few<1>, attend_few<2>, attend_few<3>, attend_few<4>,
+                                            attend_few<5>, attend_few<6>, attend_few<7>, attend_few<8>};
 
 // scores[key][lane] = query(lane) . key, for the keys of a span, whose rows are first laid one after the other.
 template <int kDim>
@@ -294,7 +289,7 @@ void attend_many(const QueryRows& rows, long first, int count, const Head& head,
     for (long token = 0; token < keys;) {
       const Span span = head.span(start + token, keys - token);
       for (int lane = 0; lane < count; lane += kMaxTileRows)
-        add_values(Stepped<kWide>{scores + token * kWide + lane}, std::min(kMaxTileRows, count - lane), span, dim,
+        add_values({scores + token * kWide + lane}, std::min(kMaxTileRows, count - lane), span, dim,
                    sums + lane * dim, spare);
       token += span.count;
     }
@@ -363,7 +358,7 @@ TESSERA_EXPORT void tessera_paged_attention(const float* query, long query_strid
                          heads * head_dim, group, head_dim};
     const long hidden_from = kv_len - query_len + 1;
     if (item.heads > 1 || item.count <= kFewRows)
-      attend_few(rows, item.first, int(item.count), head, int(item.heads), kv_len, hidden_from, scale);
+      kAttendFew[item.count - 1](rows, item.first, head, int(item.heads), kv_len, hidden_from, scale);
     else
       attend_many(rows, item.first, int(item.count), head, kv_len, hidden_from, scale);
   }

@@ -9,14 +9,14 @@ from dataclasses import replace
 import grpc
 import numpy as np
 import pytest
+
+from gateway.dispatch import Dispatcher, Job
+from gateway.worker_link import WorkerLink, item_chunks
 from tessera.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from tessera.items import MultimodalItem, PlaceholderRange
 from tessera.modality import Modality, PayloadKind
 from tessera.v1 import types_pb2 as types
 from tessera.v1 import worker_service_pb2 as pb
-
-from gateway.dispatch import Dispatcher, Job
-from gateway.worker_link import WorkerLink, item_chunks
 from tests.fakes.worker import FINGERPRINT, FakeWorker
 
 pytestmark = pytest.mark.timeout(20)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tessera.errors import ResourceExhausted
 
 from gateway.held import HeldStore
+from tessera.errors import ResourceExhausted
 from tests.fakes.clock import ManualClock
 
 

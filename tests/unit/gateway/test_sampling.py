@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from tessera.errors import InvalidArgument
-from tessera.v1 import types_pb2 as types
 
 from gateway.sampling import FLOATS, INTS, fit_max_tokens, resolve_sampling_params
+from tessera.errors import InvalidArgument
+from tessera.v1 import types_pb2 as types
 
 NONE = types.SamplingParams()
 

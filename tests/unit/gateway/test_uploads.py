@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
+
+from gateway.held import HeldStore
+from gateway.uploads import Uploads
 from tessera.errors import InvalidArgument, ResourceExhausted
 from tessera.hashing import content_hash
 from tessera.tensors import from_array
 from tessera.v1 import inference_service_pb2 as pb
 from tessera.v1 import types_pb2 as types
-
-from gateway.held import HeldStore
-from gateway.uploads import Uploads
 from tests.fakes.clock import ManualClock
 
 DATA = bytes(range(256)) * 16

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tessera.errors import InvalidArgument, ServeError, Unimplemented
-from tessera.tensors import from_array
-from tessera.v1 import inference_service_pb2 as pb
-from tessera.v1 import types_pb2 as types
 
 from gateway.media.source import DataUrl, FilePath, FrameList, HttpUrl, InlineBytes, UploadedId
 from gateway.processor.base import VideoLayout
 from gateway.validate import chat_request, generate_request
+from tessera.errors import InvalidArgument, ServeError, Unimplemented
+from tessera.tensors import from_array
+from tessera.v1 import inference_service_pb2 as pb
+from tessera.v1 import types_pb2 as types
 
 PICTURE = pb.MediaSource(data=b"png")
 

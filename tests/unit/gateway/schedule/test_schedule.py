@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tessera.errors import ResourceExhausted
 
 from gateway.schedule.admission import Admission
 from gateway.schedule.placement import Placement, WorkerView
+from tessera.errors import ResourceExhausted
 
 
 def worker(in_flight: int = 0, *, ready: bool = True, reported: int = 0, most: int = 8) -> WorkerView:
