@@ -299,6 +299,8 @@ class Pairs:
         pair = self._start(flags)
         try:
             yield pair
+            if pair.gateway.running:
+                pair.assert_idle()
             pair.stop()
         finally:
             pair.kill()
