@@ -12,7 +12,6 @@ from gateway.processor.base import Processor
 from gateway.worker_link import WorkerLink
 from tessera import __version__
 from tessera.errors import FailedPrecondition, NotFound, Unavailable
-from tessera.modality import Modality
 from tessera.v1 import inference_service_pb2 as pb
 from tessera.v1 import types_pb2 as types
 from tessera.v1 import worker_service_pb2 as worker_pb
@@ -132,13 +131,6 @@ class ServedModel:
             if described.vision_disabled:
                 del model.modalities[:]
         return model
-
-    def count_tokens(self, items: Sequence) -> dict[str, int]:
-        """Return usage's token counts of items by modality, named as Usage's fields."""
-        counts = dict.fromkeys((f"{m}_tokens" for m in (Modality.IMAGE, Modality.VIDEO, Modality.TIME_SERIES)), 0)
-        for item in items:
-            counts[f"{item.modality}_tokens"] += item.num_tokens
-        return counts
 
 
 def link_state(link: WorkerLink) -> tuple[pb.ModelState, float]:

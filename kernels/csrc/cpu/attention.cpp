@@ -94,37 +94,44 @@ void add_values(Stepped<kTileColumns> weights, int rows, const Span& span, long 
   }
 }
 
-// The same for a few rows, whose sums over a wide stretch of the head stay in registers: values are read key by key, as
-// they lie. weights: (kRows, weight_stride).
+// sums[row][0 .. kVectors * kLanes) += sum over the span of weight(row, key) * value(key)[at ..], sums in registers.
+template <int kRows, int kVectors>
+inline void add_stretch(const float* weights, long weight_stride, const Span& span, long at, float* sums,
+                        long sum_stride) {
+  vfloat sum[kRows][kVectors] = {};
+  for (long i = 0; i < span.count; ++i) {
+    const float* value = span.value + i * span.stride + at;
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const vfloat part = load(value + v * kLanes);
+#pragma GCC unroll 8
+      for (int row = 0; row < kRows; ++row) sum[row][v] += splat(weights[row * weight_stride + i]) * part;
+    }
+  }
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) {
+      float* to = sums + row * sum_stride + v * kLanes;
+      store(to, load(to) + sum[row][v]);
+    }
+}
+
+// The same for a few rows. Values are read in long stretches of each key, which memory likes; that matters more than
+// reading a stretch once for each row, from the first cache.
 template <int kRows>
-void add_values_few(const float* weights, long weight_stride, const Span& span, long head_dim, float* out) {
-  constexpr int kRegisters = kLanes == kPanel ? 16 : 8;
-  constexpr int kVectors = kRegisters / kRows > 1 ? kRegisters / kRows : 1;
+void add_values_few(const float* weights, long weight_stride, const Span& span, long head_dim, float* sums) {
+  constexpr int kAtOnce = kLanes == kPanel ? 2 : 1, kVectors = 8;
   long d = 0;
   for (; d + kVectors * kLanes <= head_dim; d += kVectors * kLanes) {
-    vfloat sum[kRows][kVectors] = {};
-    for (long i = 0; i < span.count; ++i) {
-      const float* value = span.value + i * span.stride + d;
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) {
-        const vfloat part = load(value + v * kLanes);
-#pragma GCC unroll 8
-        for (int row = 0; row < kRows; ++row) sum[row][v] += splat(weights[row * weight_stride + i]) * part;
-      }
-    }
-    for (int row = 0; row < kRows; ++row)
-      for (int v = 0; v < kVectors; ++v) {
-        float* to = out + row * head_dim + d + v * kLanes;
-        store(to, load(to) + sum[row][v]);
-      }
+    int row = 0;
+    for (; row + kAtOnce <= kRows; row += kAtOnce)
+      add_stretch<kAtOnce, kVectors>(weights + row * weight_stride, weight_stride, span, d, sums + row * head_dim + d,
+                                     head_dim);
+    for (; row < kRows; ++row)
+      add_stretch<1, kVectors>(weights + row * weight_stride, weight_stride, span, d, sums + row * head_dim + d,
+                               head_dim);
   }
   for (; d < head_dim; d += kLanes)
-    for (int row = 0; row < kRows; ++row) {
-      vfloat sum = load(out + row * head_dim + d);
-      for (long i = 0; i < span.count; ++i)
-        sum += splat(weights[row * weight_stride + i]) * load(span.value + i * span.stride + d);
-      store(out + row * head_dim + d, sum);
-    }
+    add_stretch<kRows, 1>(weights, weight_stride, span, d, sums + d, head_dim);
 }
 
 // scores[row][key] = query(row) . key.
