@@ -94,7 +94,7 @@ def describe_engine(engine: "Engine", model_dir: Path) -> pb.DescribeResponse:
         max_item_tokens=config.max_item_tokens if info.modalities else 0,
         device=str(model.device),
         dtype=info.dtype,
-        ops=ops.implementations(model.dtype, model.device, (model.head_dim,)),
+        ops=ops.implementations(model.dtype, model.device, model.head_dims),
     )
 
 

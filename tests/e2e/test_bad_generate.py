@@ -164,6 +164,7 @@ ROWS: list[tuple[str, Edit, str, str, str]] = [
     # items
     ("no_modality", lambda r: r.items[0].ClearField("modality"), INVALID, "FIELD_REQUIRED", "items[0].modality"),
     ("audio", item(0, modality=types.MODALITY_AUDIO), "UNIMPLEMENTED", "MODALITY_UNSUPPORTED", "items[0].modality"),
+    ("series", item(0, modality=types.MODALITY_TIME_SERIES), "UNIMPLEMENTED", "MODALITY_UNSUPPORTED", "items[0].modality"),
     ("no_payload", lambda r: r.items[0].ClearField("tensor"), INVALID, "FIELD_REQUIRED", "items[0].tensor"),
     ("no_kind", lambda r: r.items[0].ClearField("payload_kind"), INVALID, "FIELD_REQUIRED", "items[0].payload_kind"),
     ("kind_of_a_series", tensor(np.zeros((9, 2), np.float32), types.PAYLOAD_KIND_SAMPLES), INVALID, "PAYLOAD_KIND", "items[0].payload_kind"),

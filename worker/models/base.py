@@ -199,6 +199,11 @@ class CausalLM(ABC):
         return self.info.hidden_size
 
     @property
+    def head_dims(self) -> tuple[int, ...]:
+        """Head sizes of all attention layers, encoders' included; they decide which attention kernels serve."""
+        return (self.head_dim,)
+
+    @property
     def vocab_size(self) -> int:
         """Columns of the logits."""
         return self.info.vocab_size

@@ -244,7 +244,12 @@ class Qwen3VL(CausalLM):
     def _num_deepstack(self) -> int:
         return len(self.vision_config.deepstack_layers)
 
-    # Sizes, for the profile at start.
+    # Sizes, for the report and the profile at start.
+
+    @property
+    def head_dims(self) -> tuple[int, ...]:
+        """Head sizes of language model and vision tower."""
+        return (self.head_dim, self.vision_config.head_dim) if self.visual else (self.head_dim,)
 
     def worst_grids(self, max_tokens: int) -> Mapping[str, Grid]:
         """Return the largest legal item of each modality; a clip's is one temporal patch, its attention costs most."""

@@ -32,6 +32,7 @@ def test_info(model: CausalLM) -> None:
     assert info.num_deepstack_layers == 1
     assert info.eos_token_ids == (3,)
     assert info.modalities == ("image", "video")
+    assert model.head_dims == (16, 16)
 
 
 GOOD = torch.zeros(1, 8, 16, 3, dtype=torch.uint8)
