@@ -180,8 +180,10 @@ class WorkerLink:
             except ServeError as error:
                 raise error.under(f"items[{index}]") from None
 
-    def _forget_staging(self, content_hash: bytes, _: asyncio.Task[None]) -> None:
+    def _forget_staging(self, content_hash: bytes, task: asyncio.Task[None]) -> None:
         self._staging.pop(content_hash, None)
+        if not task.cancelled():
+            task.exception()  # seen by the requests that wait for it; there may be none left
 
     async def _stage_one(self, item: MultimodalItem) -> None:
         assert self._stub is not None

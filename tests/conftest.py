@@ -5,11 +5,15 @@ Next: tests/unit/shared/test_tensors.py, then tests/e2e/harness.py and tests/par
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests import torchvision_stub
+
+if TYPE_CHECKING:
+    from tests.e2e.harness import Pairs
 
 # Before any test module imports transformers, which looks for torchvision once.
 torchvision_stub.install()
@@ -18,7 +22,7 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Pairs"]:  # noqa: F821 - imported below
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Pairs]":
     """Real gateways and workers; equal flags share one pair."""
     from tests.e2e.harness import Pairs
 

@@ -4,6 +4,7 @@ Next: tests/e2e/test_meaning.py
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,6 @@ def nothing_leaks(pairs: Pairs) -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test that starts processes is slow, and none may hang."""
     for item in items:
-        if item.path.is_relative_to(__file__.rpartition("/")[0]):
+        if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(120))
