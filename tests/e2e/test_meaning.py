@@ -181,17 +181,28 @@ def test_count(pair: Pair) -> None:
     assert count >= ENOUGH, wrong
 
 
-def test_colour_of_a_shape_and_shape_of_a_colour(pair: Pair) -> None:
-    """Asked for one of two things, the model names that one's colour or shape."""
+def test_shape_of_a_colour(pair: Pair) -> None:
+    """Asked for one of two things by its colour, the model names that one's shape."""
 
     def rows() -> Iterator[tuple[Callable[[], str], str]]:
         for seed in range(SCENES):
             shown = things(300 + seed, 2)
-            target = shown[seed // 2 % 2]
-            by_shape = seed % 2 == 0
-            question = f"What color is the {target.shape}?" if by_shape else f"What shape is {target.color}?"
-            want = f"{target.color if by_shape else target.shape}."
-            yield lambda shown=shown, q=question: ask(pair, picture_part(drawing(shown)), q), want
+            target = shown[seed % 2]
+            question = f"What shape is {target.color}?"
+            yield lambda shown=shown, q=question: ask(pair, picture_part(drawing(shown)), q), f"{target.shape}."
+
+    count, wrong = right(rows())
+    assert count >= ENOUGH, wrong
+
+
+def test_colour_of_the_shape(pair: Pair) -> None:
+    """Asked for the colour of the shape that is there, the model names it."""
+
+    def rows() -> Iterator[tuple[Callable[[], str], str]]:
+        for seed in range(SCENES):
+            shown = things(350 + seed, 1)
+            question = f"What color is the {shown[0].shape}?"
+            yield lambda shown=shown, q=question: ask(pair, picture_part(drawing(shown)), q), f"{shown[0].color}."
 
     count, wrong = right(rows())
     assert count >= ENOUGH, wrong
@@ -260,7 +271,10 @@ def test_questions_after_answers(pair: Pair) -> None:
                 ),
                 pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(text=f"{listed(shown)}.")]),
             ]
-            question, want = f"What color is the {shown[1].shape}?", f"{shown[1].color}."
+            if seed % 2:
+                question, want = f"What shape is {shown[1].color}?", f"{shown[1].shape}."
+            else:
+                question, want = "What is on the right?", f"{shown[1]}."
             yield lambda history=history, question=question: ask(pair, question, history=history), want
 
     count, wrong = right(rows())
