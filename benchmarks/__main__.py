@@ -33,18 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = ask(model_dir, scale, options.only or list(QUESTIONS))
     print(render(rows))
     run = describe_run(["python -m benchmarks", *(sys.argv[1:] if argv is None else argv)], scale.threads)
-    out = options.out or (LATEST if scale is FULL and not options.only else None)
+    out = options.out or (LATEST if scale is FULL else None)
     if out is not None:
-        write_results(out, rows, run | {"seconds": round(time.monotonic() - started)})
+        write_results(out, rows, run | {"seconds": round(time.monotonic() - started)}, list(QUESTIONS))
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios measured side by side.")
-    parser.add_argument("--only", action="append", choices=sorted(QUESTIONS), help="one row; repeat for more")
+    parser.add_argument("--only", action="append", choices=sorted(QUESTIONS), help="one row; repeat for more; other rows of the file stay as they were")
     parser.add_argument("--quick", action="store_true", help="one short round each: does it run?")
-    parser.add_argument("--out", type=Path, help=f"file for the rows; a whole, full run writes {LATEST.name} by itself")
+    parser.add_argument("--out", type=Path, help=f"file for the rows; a full run writes {LATEST.name} by itself")
     parser.add_argument("--model-dir", type=Path, help="keep the model here, and use it if it is there")
     return parser.parse_args(argv)
 

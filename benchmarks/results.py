@@ -45,14 +45,21 @@ def cpu_name(cpuinfo: Path) -> str:
     return platform.processor() or platform.machine()
 
 
-def write_results(path: Path, rows: Sequence[Row], run: Mapping[str, Any]) -> None:
-    """Write {"rows": [...], ...} as JSON, making the folder where needed.
+def write_results(path: Path, rows: Sequence[Row], run: Mapping[str, Any], order: Sequence[str]) -> None:
+    """Write {"rows": [...], ...} as JSON; rows of the file that were not asked this time stay as they were.
+
+    Each row names the command and date of its own run; what stands beside the rows is of the last run.
 
     Args:
-        path: file to write.
-        rows: in the table's order.
+        path: file to write; its folder is made where needed.
+        rows: that were asked.
         run: see describe_run.
+        order: names of all rows, in the table's order.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = dict(run) | {"rows": [row.to_json() for row in rows]}
+    kept = json.loads(path.read_text())["rows"] if path.is_file() else []
+    by_name = {row["name"]: row for row in kept}
+    for row in rows:
+        by_name[row.name] = row.to_json() | {"command": run["command"], "date": run["date"]}
+    document = dict(run) | {"rows": [by_name[name] for name in order if name in by_name]}
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")

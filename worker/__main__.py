@@ -3,7 +3,7 @@
 Next: worker/server.py
 """
 
-import sys
+import os
 
 import structlog
 import uvloop
@@ -41,4 +41,5 @@ async def serve(settings: WorkerSettings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # A thread that still imports torch or reads weights cannot be joined, and would abort an ordinary exit.
+    os._exit(main())

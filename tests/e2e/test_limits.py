@@ -1,5 +1,6 @@
 """Small limits: too much at once, too large, too long; and a server without its vision encoder."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from tessera.v1 import inference_service_pb2 as pb
 from tests.e2e.harness import Flags, Pair, Pairs, wait_until
 from tests.e2e.status import assert_says_nothing_of_the_inside, canary_tokens, outcome
-from tests.parity.cases import CLIP, SMALL, Case, chat_request, user
+from tests.parity.cases import CLIP, SMALL, Case, chat_request, picture, user
 
 ASK = Case("ask", (user("What is this? ", SMALL, CLIP),))
 LONG = Case("long", (user("Tell me a story."),))
@@ -114,22 +115,12 @@ def test_a_prepared_item_expires(pair: Pair) -> None:
         token_ids={"ids": prepared.token_ids}, items=prepared.items, sampling=chat_request(ASK, max_tokens=1).sampling
     )
     assert outcome(lambda: pair.stub.Generate(request)).code == "OK"
-
-    def expired() -> bool:
-        # Each use would renew it: ask for another name until the clock must have run out.
-        status = outcome(lambda: pair.stub.Generate(request))
-        return status.reason == "ITEM_NOT_FOUND"
-
-    import time
-
-    time.sleep(1.2)
-    assert expired()
+    time.sleep(1.2)  # to look earlier would renew it
+    assert outcome(lambda: pair.stub.Generate(request)).reason == "ITEM_NOT_FOUND"
 
 
 def test_a_decoded_picture_above_the_cap(pair: Pair) -> None:
     """A picture of more pixels than the server decodes is refused by its header."""
-    from tests.parity.cases import picture
-
     status = outcome(lambda: pair.stub.Chat(chat_request(Case("big", (user(picture(50, 220, 220)),)))))
     assert (status.reason, status.field) == ("IMAGE_TOO_LARGE", "messages[0].parts[0].image.media")
 
