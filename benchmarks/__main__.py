@@ -42,7 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios measured side by side.")
-    parser.add_argument("--only", action="append", choices=sorted(QUESTIONS), help="one row; repeat for more; other rows of the file stay as they were")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=sorted(QUESTIONS),
+        help="one row; repeat for more; other rows of the file stay as they were",
+    )
     parser.add_argument("--quick", action="store_true", help="one short round each: does it run?")
     parser.add_argument("--out", type=Path, help=f"file for the rows; a full run writes {LATEST.name} by itself")
     parser.add_argument("--model-dir", type=Path, help="keep the model here, and use it if it is there")

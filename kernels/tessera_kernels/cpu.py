@@ -81,6 +81,20 @@ def linear(
     return out
 
 
+def centred_patches(frames: torch.Tensor, patch: int, merge: int, temporal: int, centre: float) -> torch.Tensor:
+    """See `reference.centred_patches`; uint8 RGB frames on the CPU."""
+    num_frames, height, width, channels = frames.shape
+    assert frames.dtype is torch.uint8 and channels == 3 and num_frames % temporal == 0
+    assert height % (patch * merge) == 0 and width % (patch * merge) == 0
+    frames = frames.contiguous()
+    out = torch.empty(num_frames // temporal * (height // patch) * (width // patch), channels * temporal * patch**2)
+    _library().tessera_centred_patches(
+        frames.data_ptr(), out.data_ptr(), num_frames // temporal, height, width, temporal, patch, merge, centre,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """See `reference.rms_norm`."""
     return _rms_norm(None, x.contiguous(), weight, eps)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-INTERFACE = 1  # tessera_interface() in csrc/cpu/pointwise.cpp
+INTERFACE = 2  # tessera_interface() in csrc/cpu/pointwise.cpp
 LIBRARY_DIR = Path(__file__).resolve().parent / "lib"
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
@@ -19,6 +19,9 @@ _SIGNATURES = {
     "tessera_pack_rows": [_POINTER, _LONG, _LONG, _LONG, _LONG, _INT, _POINTER, _INT],
     "tessera_read_rows": [_POINTER, _POINTER, _LONG, _LONG, _POINTER],
     "tessera_linear": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _INT, _INT],
+    "tessera_centred_patches": [
+        _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _FLOAT, _INT,
+    ],
     "tessera_rms_norm": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
     "tessera_layer_norm": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
     "tessera_qk_norm_rope": [

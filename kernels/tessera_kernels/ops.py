@@ -18,22 +18,21 @@ from tessera_kernels import cpu, linear, reference
 from tessera_kernels.linear import LinearWeight
 
 __all__ = [
-    "LinearWeight", "add_layer_norm", "add_rms_norm", "implementations", "interpolate_positions", "layer_norm",
-    "linear", "merge_order", "paged_attention", "patchify", "qk_norm_rope", "rms_norm", "rope_qk", "rotary_table",
+    "LinearWeight", "add_layer_norm", "add_rms_norm", "centred_patches", "implementations", "interpolate_positions",
+    "layer_norm", "linear", "merge_order", "paged_attention", "qk_norm_rope", "rms_norm", "rope_qk", "rotary_table",
     "segment_attention", "store_kv",
 ]  # fmt: skip
 
 # Bound by little but memory traffic of small tensors, once a step or an item: torch everywhere so far.
 rotary_table = reference.rotary_table
-patchify = reference.patchify
 merge_order = reference.merge_order
 interpolate_positions = reference.interpolate_positions
 
 _CPP_OPS = (
-    "add_layer_norm", "add_rms_norm", "layer_norm", "paged_attention", "qk_norm_rope", "rms_norm", "rope_qk",
+    "add_layer_norm", "add_rms_norm", "centred_patches", "layer_norm", "paged_attention", "qk_norm_rope", "rms_norm", "rope_qk",
     "segment_attention", "store_kv",
 )  # fmt: skip
-_TORCH_OPS = ("interpolate_positions", "patchify", "rotary_table")
+_TORCH_OPS = ("interpolate_positions", "rotary_table")
 
 
 def implementations(dtype: torch.dtype, device: torch.device, head_dims: Sequence[int] = ()) -> dict[str, str]:
@@ -49,6 +48,15 @@ def implementations(dtype: torch.dtype, device: torch.device, head_dims: Sequenc
     if native and any(head_dim % cpu.lanes() for head_dim in head_dims):
         table |= {"paged_attention": "torch", "segment_attention": "torch"}
     return dict(sorted((table | {"linear": linear.implementation(dtype, device)}).items()))
+
+
+def centred_patches(
+    frames: torch.Tensor, patch: int, merge: int, temporal: int, centre: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return patch rows in merge order, each pixel less `centre`. frames: uint8 (t * temporal, height, width, 3)."""
+    if cpu.available() and frames.is_cpu and dtype is torch.float32 and frames.shape[3] == 3:
+        return cpu.centred_patches(frames, patch, merge, temporal, centre)
+    return reference.centred_patches(frames, patch, merge, temporal, centre, dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -228,6 +228,17 @@ def patchify(frames: torch.Tensor, patch: int, merge: int, temporal: int) -> tor
     return cut.reshape(-1, channels * temporal * patch * patch)
 
 
+def centred_patches(
+    frames: torch.Tensor, patch: int, merge: int, temporal: int, centre: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """Cut uint8 frames into patches in merge order, each pixel less `centre`; see `patchify`.
+
+    Returns:
+        (t * h * w, channels * temporal * patch ** 2) of `dtype`.
+    """
+    return patchify(frames, patch, merge, temporal).to(dtype).sub_(centre)
+
+
 def merge_order(height: int, width: int, merge: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the (row, column) of each patch of a grid in merge order, int64 (height * width,) each."""
 

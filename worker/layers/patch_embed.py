@@ -74,19 +74,19 @@ class PatchEmbed:
         """
         shape = self.shape
         if frames.shape[0] == 1:
-            return self.still.apply(self._centred(ops.patchify(frames, shape.patch_size, shape.merge_size, 1)))
+            return self.still.apply(self._rows(frames, 1))
         missing = -frames.shape[0] % shape.temporal_patch_size
         if missing:
             frames = torch.cat((frames, frames[-1:].expand(missing, *frames.shape[1:])))
-        rows = ops.patchify(frames, shape.patch_size, shape.merge_size, shape.temporal_patch_size)
-        return self.clip.apply(self._centred(rows))
+        return self.clip.apply(self._rows(frames, shape.temporal_patch_size))
 
     def patches(self, rows: torch.Tensor) -> torch.Tensor:
         """Embed normalised patches in the Hugging Face layout, (n, channels * temporal * patch ** 2) -> (n, hidden)."""
         return self.clip.apply((rows.float() * self.spread + self.shift).to(self.clip.dtype))
 
-    def _centred(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.to(self.clip.dtype).sub_(_CENTRE)
+    def _rows(self, frames: torch.Tensor, temporal: int) -> torch.Tensor:
+        side, merge = self.shape.patch_size, self.shape.merge_size
+        return ops.centred_patches(frames, side, merge, temporal, _CENTRE, self.clip.dtype)
 
     @property
     def size_bytes(self) -> int:

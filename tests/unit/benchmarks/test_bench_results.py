@@ -6,7 +6,6 @@ from pathlib import Path
 from benchmarks.results import cpu_name, describe_run, write_results
 from benchmarks.row import Row
 
-
 RUN = {"command": "make bench", "date": "2026-01-01"}
 
 
@@ -29,7 +28,10 @@ def test_rows_that_were_not_asked_stay(tmp_path: Path) -> None:
     write_results(file, [Row("b", 1.0, 1.0, 1.0, "s"), Row("a", 1.0, 1.0, 1.0, "s")], RUN, order)
     write_results(file, [Row("a", 2.0, 1.0, 1.0, "s")], {"command": "again", "date": "2026-01-02"}, order)
     rows = json.loads(file.read_text())["rows"]
-    assert [(row["name"], row["ours"], row["command"]) for row in rows] == [("a", 2.0, "again"), ("b", 1.0, "make bench")]
+    assert [(row["name"], row["ours"], row["command"]) for row in rows] == [
+        ("a", 2.0, "again"),
+        ("b", 1.0, "make bench"),
+    ]
 
 
 def test_a_run_says_what_it_depends_on() -> None:

@@ -20,7 +20,7 @@ async def aclient(server: FakeServer) -> AsyncIterator[AsyncClient]:
 async def until(condition) -> None:
     """Wait for the server's thread."""
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - another thread's doing
+        while not condition():
             await asyncio.sleep(0.005)
 
 

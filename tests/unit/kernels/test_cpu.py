@@ -119,3 +119,18 @@ def test_what_the_library_does_not_serve_runs_on_the_reference() -> None:
     assert table["paged_attention"] == "torch"
     assert table["linear"] == "cpp"
     assert set(ops.implementations(torch.bfloat16, torch.device("cpu")).values()) == {"torch"}
+
+
+@pytest.mark.parametrize(
+    ("frames", "blocks", "patch", "merge", "temporal"),
+    [(1, (1, 1), 16, 2, 1), (4, (3, 5), 16, 2, 2), (2, (2, 3), 14, 2, 2), (3, (5, 1), 6, 3, 1), (6, (1, 2), 2, 1, 3)],
+)
+def test_centred_patches(frames: int, blocks: tuple[int, int], patch: int, merge: int, temporal: int) -> None:
+    """Every pixel lands in its row and column, bit for bit, for stills and clips, also from frames that lie strided."""
+    height, width = (side * patch * merge for side in blocks)
+    generator = torch.Generator().manual_seed(frames * patch)
+    wide = torch.randint(0, 256, (frames, height, width + 3, 3), dtype=torch.uint8, generator=generator)
+    for pixels in (wide[:, :, 3:], wide[:, :, 3:].contiguous()):
+        ours = ops.centred_patches(pixels, patch, merge, temporal, 128.0, torch.float32)
+        theirs = reference.centred_patches(pixels.contiguous(), patch, merge, temporal, 128.0, torch.float32)
+        assert torch.equal(ours, theirs)

@@ -60,7 +60,7 @@ def entries(folder: Path) -> list[Path]:
 async def until(condition: Callable[[], bool]) -> None:
     """Give way until another process has done something."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  (another process, which sets no event)
+        while not condition():
             await asyncio.sleep(0.005)
 
 
