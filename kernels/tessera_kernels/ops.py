@@ -29,8 +29,8 @@ merge_order = reference.merge_order
 interpolate_positions = reference.interpolate_positions
 
 _CPP_OPS = (
-    "add_layer_norm", "add_rms_norm", "centred_patches", "layer_norm", "paged_attention", "qk_norm_rope", "rms_norm", "rope_qk",
-    "segment_attention", "store_kv",
+    "add_layer_norm", "add_rms_norm", "centred_patches", "layer_norm", "paged_attention", "qk_norm_rope", "rms_norm",
+    "rope_qk", "segment_attention", "store_kv",
 )  # fmt: skip
 _TORCH_OPS = ("interpolate_positions", "rotary_table")
 
