@@ -32,11 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_model(model_dir, scale.model)
         rows = ask(model_dir, scale, options.only or list(QUESTIONS))
     print(render(rows))
-    run = describe_run(["python -m benchmarks", *(sys.argv[1:] if argv is None else argv)], scale.threads)
+    run = describe_run(recorded(options), scale.threads)
     out = options.out or (LATEST if scale is FULL else None)
     if out is not None:
         write_results(out, rows, run | {"seconds": round(time.monotonic() - started)}, list(QUESTIONS))
     return 0
+
+
+def recorded(options: argparse.Namespace) -> list[str]:
+    """Return the command that gives the same rows anywhere: without the folders of this machine."""
+    only = [word for name in options.only or () for word in ("--only", name)]
+    return ["python -m benchmarks", *only, *(["--quick"] if options.quick else [])]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
