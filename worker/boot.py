@@ -6,6 +6,7 @@ Next: worker/engine/sizing.py
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 
 from tessera.checkpoint import resolve_model_dir
 from tessera.errors import FailedPrecondition
-from tessera.hashing import content_hash
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
 from worker.engine.engine import Engine
@@ -22,7 +22,7 @@ from worker.engine.sampling_params import SamplingParams
 from worker.engine.sequence import SequenceGroup, SequenceItem, TokenSpan
 from worker.engine.sizing import EngineOptions, size_engine
 from worker.memory import free_bytes
-from worker.models.base import CausalLM
+from worker.models.base import CausalLM, ItemSize
 from worker.models.loader import load_model
 from worker.settings import WorkerSettings
 
@@ -109,32 +109,34 @@ def warm_up(engine: Engine) -> None:
     """
     model, config = engine.model, engine.config
     on_cpu = model.device.type == "cpu"
-    items: list[MultimodalItem] = []
-    for modality, grid in model.worst_grids(config.max_model_len - WARM_UP_TOKENS).items():
-        merge = model.info.spatial_merge_size
-        items.append(_dummy_item(model, modality, (1, merge, merge) if on_cpu else grid))
-    for number, item in enumerate(items):
-        _run_alone(engine, f"warm-up-{number}", item)
+    for number, size in enumerate(model.worst_items(1 if on_cpu else config.max_model_len - WARM_UP_TOKENS)):
+        _run_alone(engine, f"warm-up-{number}", size)
     length = WARM_UP_TOKENS if on_cpu else min(config.max_batched_tokens, config.max_model_len - 2)
     _run_alone(engine, "warm-up", None, max(1, min(length, config.max_model_len - 2)))
 
 
-def _dummy_item(model: CausalLM, modality: str, grid: tuple[int, int, int]) -> MultimodalItem:
-    pixels = model.dummy_input(modality, grid).tensor.numpy()
-    kind = PayloadKind.PIXELS_U8
-    return MultimodalItem(
-        Modality(modality), kind, content_hash(modality, kind, "U8", pixels, grid), array=pixels, grid_thw=grid
+def _dummy_item(model: CausalLM, size: ItemSize) -> MultimodalItem:
+    dummy = model.dummy_input(size)
+    item = MultimodalItem(
+        Modality(size.modality),
+        PayloadKind(dummy.kind),
+        b"",
+        "F32" if dummy.kind == "samples" else "U8",
+        dummy.tensor.numpy(),
+        grid_thw=size.grid_thw,
+        sampling_rate_hz=size.sampling_rate_hz,
     )
+    return replace(item, content_hash=item.compute_hash())
 
 
-def _run_alone(engine: Engine, name: str, item: MultimodalItem | None, num_tokens: int = 1) -> None:
+def _run_alone(engine: Engine, name: str, size: ItemSize | None, num_tokens: int = 1) -> None:
     placed: tuple[SequenceItem, ...] = ()
-    if item is not None:
-        assert item.grid_thw is not None
-        num_tokens = engine.model.embedding_tokens(item.grid_thw)
-        placed = (SequenceItem(item.modality, item.content_hash, (TokenSpan(0, num_tokens),), item.grid_thw),)
+    if size is not None:
+        num_tokens = engine.model.item_tokens(size)
         if num_tokens + 1 > min(engine.config.max_model_len, engine.config.max_item_tokens):
             return
+        item = _dummy_item(engine.model, size)
+        placed = (SequenceItem(item.modality, item.content_hash, (TokenSpan(0, num_tokens),), item.grid_thw),)
         engine.items.put(item)
     tokens = tuple(np.arange(num_tokens, dtype=np.int64) % engine.model.vocab_size)
     params = SamplingParams(max_tokens=min(2, engine.config.max_model_len - num_tokens), ignore_eos=True)

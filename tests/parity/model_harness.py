@@ -11,7 +11,7 @@ import torch
 
 from tessera.items import PlaceholderRange
 from worker.layers.kv_cache import KVCache
-from worker.models.base import CausalLM, EncoderInput, EncoderOutput, ForwardBatch, ItemLayout
+from worker.models.base import CausalLM, EncoderInput, EncoderOutput, ForwardBatch, ItemLayout, ItemSize
 
 BLOCK_SIZE = 8
 
@@ -36,7 +36,7 @@ class Prompt:
         video = item.modality == "video"
         token = model.info.video_token_id if video else model.info.image_token_id
         frames, height, width = item.grid_thw
-        length = model.embedding_tokens((1, height, width))
+        length = model.item_tokens(ItemSize(item.modality, (1, height, width)))
         ranges = []
         for index in range(frames):
             if index:
@@ -59,7 +59,7 @@ class Driver:
             ItemLayout(item.modality, ranges, item.grid_thw)
             for item, ranges in zip(prompt.items, prompt.ranges, strict=True)
         ]
-        self.positions, self.next_position = model.mrope_positions(len(prompt.ids), layouts)
+        self.positions, self.next_position = model.prompt_positions(len(prompt.ids), layouts)
         self.outputs: list[EncoderOutput] = model.encode(prompt.items) if prompt.items else []
         self.computed = 0
 

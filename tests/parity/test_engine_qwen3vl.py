@@ -166,7 +166,7 @@ def test_all_at_once(limits: dict[str, Any], model: CausalLM, expected: dict[str
 def test_a_poisonous_item_harms_nobody_else(model: CausalLM, expected: dict[str, Any]) -> None:
     """Embeddings so large that the arithmetic overflows spoil their own request alone, and no block after it."""
     case = prompts(model)["image"]
-    layers, tokens = model.info.num_deepstack_layers, model.embedding_tokens(case.items[0].grid_thw)
+    layers, tokens = model.info.num_deepstack_layers, model.item_tokens(case.items[0].size)
     huge = np.full((tokens, model.hidden_size), 3e38, np.float32)
     side = np.full((layers, tokens, model.hidden_size), 3e38, np.float32)
     engine = make_engine(model, num_blocks=40, max_model_len=144)

@@ -40,10 +40,8 @@ class ModelRunner:
         Raises:
             InvalidArgument: the items' ranges do not fit their grids.
         """
-        layouts = [
-            ItemLayout(item.modality, item.ranges, item.grid_thw) for item in group.items if item.grid_thw is not None
-        ]
-        positions, following = self.model.mrope_positions(len(group.prompt_ids), layouts)
+        layouts = [ItemLayout(item.modality, item.ranges, item.grid_thw) for item in group.items]
+        positions, following = self.model.prompt_positions(len(group.prompt_ids), layouts)
         return positions, following - len(group.prompt_ids)
 
     def copy_blocks(self, copies: dict[int, int]) -> None:
@@ -80,12 +78,13 @@ class ModelRunner:
 
 def encoder_input(item: MultimodalItem) -> EncoderInput:
     """Return an item as the model takes it; the tensors share the item's memory where it is writable."""
-    assert item.array is not None and item.payload_kind is not None and item.grid_thw is not None
+    assert item.array is not None and item.payload_kind is not None
     return EncoderInput(
         modality=str(item.modality),
         kind=str(item.payload_kind),
         tensor=_to_tensor(item.array, item.dtype),
         grid_thw=item.grid_thw,
+        sampling_rate_hz=item.sampling_rate_hz,
         side={name: _to_tensor(side.array, side.dtype) for name, side in item.side_arrays.items()},
     )
 

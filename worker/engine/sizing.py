@@ -121,8 +121,7 @@ def _checked(options: EngineOptions) -> EngineOptions:
 
 def worst_item_tokens(model: CausalLM, max_model_len: int) -> int:
     """Return the tokens of the largest legal item of all modalities; 0 where the model takes text alone."""
-    grids = model.worst_grids(max_model_len).values()
-    return max((model.embedding_tokens(grid) for grid in grids), default=0)
+    return max(map(model.item_tokens, model.worst_items(max_model_len)), default=0)
 
 
 def _encoder_cache(model: CausalLM, options: EngineOptions, max_model_len: int) -> tuple[int, bool]:
@@ -155,7 +154,7 @@ def _num_blocks(model: CausalLM, options: EngineOptions, max_model_len: int, fre
 
 def _workspace_bytes(model: CausalLM, options: EngineOptions, max_model_len: int) -> int:
     """Return what a step may take beside KV blocks and weights: the encoder cache, and the larger of two transients."""
-    encode = max(map(model.encoder_workspace_bytes, model.worst_grids(max_model_len).values()), default=0)
+    encode = max(map(model.encoder_workspace_bytes, model.worst_items(max_model_len)), default=0)
     forward = model.forward_workspace_bytes(options.max_batched_tokens, options.max_sequences)
     if model.device.type == "cpu" and options.max_model_len is None:
         # The worst item of a context that will be cut anyway must not decide how far it is cut.

@@ -46,6 +46,7 @@ class AttentionStep:
         context_lens: (num_seqs,) int32, cache length of each sequence after the step.
         query_lens: new tokens of each sequence, on the host.
         kv_lens: `context_lens` on the host.
+        state_slots: (num_seqs,) int64, slot of each sequence's recurrent state, for layers that keep one.
     """
 
     cos: torch.Tensor
@@ -56,6 +57,7 @@ class AttentionStep:
     context_lens: torch.Tensor
     query_lens: tuple[int, ...]
     kv_lens: tuple[int, ...]
+    state_slots: torch.Tensor | None = None
 
 
 class Attention:

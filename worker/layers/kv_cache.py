@@ -1,6 +1,6 @@
 """Paged key/value cache: storage only; which block belongs to whom is the block pool's business.
 
-Next: worker/layers/attention.py
+Next: worker/layers/state_cache.py
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from tessera_kernels import memory
+from worker.layers.state_cache import StateCache
 
 
 class KVCache:
@@ -24,6 +25,7 @@ class KVCache:
         head_dim: elements of a head.
         dtype: storage type.
         device: where the blocks live.
+        states: recurrent state of the layers that keep one in place of keys and values, or None.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        states: StateCache | None = None,
     ) -> None:
+        self.states = states
         self.num_layers = num_layers
         self.num_blocks = num_blocks
         self.block_size = block_size

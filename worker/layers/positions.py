@@ -23,8 +23,8 @@ class Span(Protocol):
         """Number of tokens."""
 
 
-Item = tuple[str, Sequence[Span], tuple[int, int, int]]
-"""(modality, ranges, grid in patches)."""
+Item = tuple[str, Sequence[Span], tuple[int, int, int] | None]
+"""(modality, ranges, grid in patches); without a grid its tokens advance like text."""
 
 
 def mrope_positions(prompt_len: int, items: Iterable[Item], merge: int) -> tuple[np.ndarray, int]:
@@ -69,7 +69,10 @@ def mrope_positions(prompt_len: int, items: Iterable[Item], merge: int) -> tuple
 
 def _frames(items: Iterable[Item], merge: int) -> Iterator[tuple[int, int, int]]:
     """Yield (first token, rows, columns) of every frame; a range may hold several frames, a frame one range."""
-    for modality, ranges, (frames, height, width) in items:
+    for modality, ranges, grid in items:
+        if grid is None:
+            continue
+        frames, height, width = grid
         rows, columns = height // merge, width // merge
         length = rows * columns
         total = sum(span.length for span in ranges)

@@ -13,9 +13,29 @@ import torch
 
 from worker.layers.kv_cache import KVCache
 from worker.layers.positions import Span
+from worker.layers.state_cache import StateCache, StateShape
 
 Grid = tuple[int, int, int]
 """(t, h, w) of an item, in patches."""
+
+
+@dataclass(frozen=True)
+class ItemSize:
+    """All that the number of an item's tokens, and the cost of encoding it, depend on.
+
+    Args:
+        modality: "image", "video" or "time_series".
+        grid_thw: (t, h, w) in patches; None for a series.
+        length: samples of a series.
+        channels: of a series.
+        sampling_rate_hz: of a series; 0 = unknown.
+    """
+
+    modality: str
+    grid_thw: Grid | None = None
+    length: int = 0
+    channels: int = 1
+    sampling_rate_hz: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -23,20 +43,31 @@ class EncoderInput:
     """One item to encode.
 
     Args:
-        modality: "image" or "video".
-        kind: "pixels_u8", "patches" or "embeddings".
+        modality: "image", "video" or "time_series".
+        kind: "pixels_u8", "patches", "samples" or "embeddings".
         tensor: pixels_u8: uint8 (frames, h * patch, w * patch, 3), before temporal padding.
             patches: float (t * h * w, channels * temporal_patch * patch ** 2), in merge order.
+            samples: fp32 (length, channels).
             embeddings: float (tokens, hidden).
-        grid_thw: (t, h, w) in patches.
+        grid_thw: (t, h, w) in patches; None for a series.
         side: further tensors of embeddings by name; "deepstack": (layers, tokens, hidden).
+        sampling_rate_hz: of a series; 0 = unknown.
     """
 
     modality: str
     kind: str
     tensor: torch.Tensor
-    grid_thw: Grid
+    grid_thw: Grid | None = None
     side: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    sampling_rate_hz: float = 0.0
+
+    @property
+    def size(self) -> ItemSize:
+        """The item without its bytes."""
+        if self.kind != "samples":
+            return ItemSize(self.modality, self.grid_thw)
+        length, channels = self.tensor.shape
+        return ItemSize(self.modality, None, length, channels, self.sampling_rate_hz)
 
 
 @dataclass(frozen=True)
@@ -72,6 +103,8 @@ class ForwardBatch:
         logits_indices: (num_logits,) int64, rows whose logits are wanted.
         query_lens: new tokens of each sequence, on the host.
         kv_lens: `context_lens` on the host.
+        state_slots: (num_seqs,) int64, slot of each sequence's recurrent state, updated in place; None where the
+            model keeps none. A sequence whose KV length is its number of new tokens starts from zero.
         mm_embeds: (num_mm, hidden) embeddings of the placeholder rows, or None.
         mm_positions: (num_mm,) int64, their rows in the batch, or None.
         mm_deepstack: (layers, num_mm, hidden), or None.
@@ -86,6 +119,7 @@ class ForwardBatch:
     logits_indices: torch.Tensor
     query_lens: tuple[int, ...]
     kv_lens: tuple[int, ...]
+    state_slots: torch.Tensor | None = None
     mm_embeds: torch.Tensor | None = None
     mm_positions: torch.Tensor | None = None
     mm_deepstack: torch.Tensor | None = None
@@ -105,14 +139,14 @@ class ItemLayout(NamedTuple):
     """Where an item stands in the prompt, which is all that positions need of it.
 
     Args:
-        modality: "image" or "video".
+        modality: "image", "video" or "time_series".
         ranges: its runs of placeholder tokens, ascending.
-        grid_thw: (t, h, w) in patches.
+        grid_thw: (t, h, w) in patches; None for a series, whose tokens advance like text.
     """
 
     modality: str
     ranges: Sequence[Span]
-    grid_thw: Grid
+    grid_thw: Grid | None
 
 
 @dataclass(frozen=True)
@@ -146,7 +180,9 @@ class ModelInfo:
         hidden_size: width of the language model, and of an item's embeddings.
         eos_token_ids: ids that end a sequence.
         generation: defaults of the sampling parameters.
-        image_token_id: placeholder of images, None where the family has none; likewise the next three.
+        bos_token_id: id that begins a sequence, or None.
+        pad_token_id: id that fills up, or None.
+        image_token_id: placeholder of images, None where the family has none; likewise the next four.
         spatial_merge_size: patches merged along each side into one token.
         patch_size: pixels of a patch's side.
         temporal_patch_size: frames of a patch.
@@ -162,8 +198,11 @@ class ModelInfo:
     hidden_size: int
     eos_token_ids: tuple[int, ...]
     generation: GenerationDefaults
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
     image_token_id: int | None = None
     video_token_id: int | None = None
+    time_series_token_id: int | None = None
     vision_start_token_id: int | None = None
     vision_end_token_id: int | None = None
     spatial_merge_size: int = 1
@@ -184,6 +223,7 @@ class CausalLM(ABC):
         head_dim: elements of a head.
         dtype: of weights, activations and KV cache.
         device: where it runs.
+        state_shape: recurrent state of a sequence; None where all layers keep keys and values.
     """
 
     info: ModelInfo
@@ -192,6 +232,7 @@ class CausalLM(ABC):
     head_dim: int
     dtype: torch.dtype
     device: torch.device
+    state_shape: StateShape | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -221,18 +262,19 @@ class CausalLM(ABC):
         Raises:
             FailedPrecondition: the vision encoder is disabled.
             InvalidArgument: a tensor's shape does not fit its grid, or a part is missing.
+            Unimplemented: a modality that the model does not have.
         """
 
     @abstractmethod
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
-        """Run one step, writing the new tokens' keys and values into the cache.
+        """Run one step, writing the new tokens' keys and values into the cache, and moving recurrent states on.
 
         Returns:
             Logits, fp32 (num_logits, vocab_size).
         """
 
     @abstractmethod
-    def mrope_positions(self, prompt_len: int, items: Sequence[ItemLayout]) -> tuple[np.ndarray, int]:
+    def prompt_positions(self, prompt_len: int, items: Sequence[ItemLayout]) -> tuple[np.ndarray, int]:
         """Return the positions of a whole prompt.
 
         Args:
@@ -240,26 +282,31 @@ class CausalLM(ABC):
             items: every item of the prompt, ordered by first offset.
 
         Returns:
-            int64 (3, prompt_len), and the position of the first generated token on all rows (max + 1).
+            int64 (3, prompt_len), three equal rows where positions are one-dimensional, and the position of the first
+            generated token on all rows (max + 1).
 
         Raises:
             InvalidArgument: the ranges do not fit the grids.
         """
 
     @abstractmethod
-    def embedding_tokens(self, grid_thw: Grid) -> int:
-        """Return how many placeholder tokens an item of this grid owns."""
+    def item_tokens(self, size: ItemSize) -> int:
+        """Return how many placeholder tokens an item of this size owns.
+
+        Raises:
+            Unimplemented: a modality that the model does not have.
+        """
 
     @abstractmethod
-    def worst_grids(self, max_tokens: int) -> Mapping[str, Grid]:
-        """Return the grid of the worst legal item of each served modality: most tokens, `max_tokens` at most."""
+    def worst_items(self, max_tokens: int) -> list[ItemSize]:
+        """Return the worst legal item of each served modality: most tokens, `max_tokens` at most."""
 
     @abstractmethod
-    def dummy_input(self, modality: str, grid_thw: Grid) -> EncoderInput:
-        """Return an item of this grid, black, as the gateway would send it."""
+    def dummy_input(self, size: ItemSize) -> EncoderInput:
+        """Return an item of this size, black or silent, as the gateway would send it."""
 
     @abstractmethod
-    def encoder_workspace_bytes(self, grid_thw: Grid) -> int:
+    def encoder_workspace_bytes(self, size: ItemSize) -> int:
         """Return an upper estimate of the transient memory of `encode` for one item, computed from shapes alone."""
 
     @abstractmethod
@@ -280,8 +327,17 @@ class CausalLM(ABC):
         """Return the bytes of one KV block id over all layers."""
         return KVCache.block_bytes(self.num_layers, block_size, self.num_kv_heads, self.head_dim, self.dtype)
 
-    def make_kv_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """Allocate a KV cache of this model's shape on its device."""
+    def make_kv_cache(self, num_blocks: int, block_size: int, num_state_slots: int = 0) -> KVCache:
+        """Allocate a KV cache of this model's shape on its device.
+
+        Args:
+            num_blocks: KV blocks.
+            block_size: tokens of a block.
+            num_state_slots: slots of recurrent state; looked at only where `state_shape` is set.
+        """
+        states = None
+        if self.state_shape is not None:
+            states = StateCache(self.state_shape, num_state_slots, self.device)
         return KVCache(
-            self.num_layers, num_blocks, block_size, self.num_kv_heads, self.head_dim, self.dtype, self.device
+            self.num_layers, num_blocks, block_size, self.num_kv_heads, self.head_dim, self.dtype, self.device, states
         )

@@ -131,6 +131,10 @@ class Checkpoint:
             names = sorted(self._stored[name][1] for name in self._unread)
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise CheckpointError(f"the model does not use these tensors of the checkpoint: {shown}")
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files; tensors that were mapped stay valid."""
         self._files.clear()
 
     def _mark_read(self, names: Iterable[str]) -> None:

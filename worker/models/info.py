@@ -33,19 +33,45 @@ class ProcessorLimits:
     statistics: ImageStatistics
 
 
-def read_eos_token_ids(model_dir: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the ids that end a sequence: from generation_config.json, else config.json, else the tokenizer."""
-    text_config = config.get("text_config") or {}
-    for source in (read_json(model_dir / "generation_config.json"), text_config, config):
-        value = source.get("eos_token_id")
+def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the language model's part of config.json: its `text_config`, or all of a text-only checkpoint's."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, Mapping) else config
+
+
+def vision_config_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the vision tower's part of config.json; None in a text-only checkpoint."""
+    nested = config.get("vision_config")
+    return nested if isinstance(nested, Mapping) else None
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Return whether head and embedding are one matrix; the outer switch wins."""
+    return bool(config.get("tie_word_embeddings", text_config_of(config).get("tie_word_embeddings", False)))
+
+
+def read_token_ids(model_dir: Path, config: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """Return the ids of "eos", "bos" or "pad".
+
+    They come from generation_config.json, else config.json's text config, else config.json, else the tokenizer; empty
+    where none of them names one.
+    """
+    key = f"{name}_token_id"
+    for source in (read_json(model_dir / "generation_config.json"), text_config_of(config), config):
+        value = source.get(key)
         if isinstance(value, int):
             return (value,)
         if value:
             return tuple(int(token_id) for token_id in value)
-    token = read_json(model_dir / "tokenizer_config.json").get("eos_token")
+    token = read_json(model_dir / "tokenizer_config.json").get(f"{name}_token")
     text = token.get("content") if isinstance(token, dict) else token
     added = read_json(model_dir / "tokenizer.json").get("added_tokens", [])
     return tuple(int(entry["id"]) for entry in added if entry.get("content") == text)
+
+
+def read_token_id(model_dir: Path, config: Mapping[str, Any], name: str) -> int | None:
+    """Return the first of `read_token_ids`, None where there is none."""
+    return next(iter(read_token_ids(model_dir, config, name)), None)
 
 
 def read_generation_defaults(model_dir: Path) -> GenerationDefaults:

@@ -4,11 +4,14 @@ Next: worker/models/qwen3_vl.py
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from worker.models.base import CausalLM
 from worker.models.checkpoint import Checkpoint, CheckpointError, Progress, read_json
+from worker.models.encoder import ItemEncoder
+from worker.models.info import vision_config_of
 from worker.models.registry import REGISTRY, Registry
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,20 +38,59 @@ def load_model(
 
     Raises:
         CheckpointError: naming the file, key or field at fault; an unknown architecture is found before any weight.
+            Also where there is no vision encoder to disable.
     """
+    config, model_class, checkpoint = _open(model_dir, dtype, device, progress, registry)
+    if disable_vision_encoder and vision_config_of(config) is None:
+        raise CheckpointError(
+            f"{config['architectures'][0]} has no vision encoder to disable: drop --disable-vision-encoder"
+        )
+    with torch.inference_mode():
+        model = model_class(Path(model_dir), config, checkpoint, disable_vision_encoder=disable_vision_encoder)  # type: ignore[call-arg]
+    checkpoint.finish()
+    return model
+
+
+def load_encoders(
+    model_dir: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    registry: Registry = REGISTRY,
+) -> tuple[ItemEncoder, ...]:
+    """Read the encoders of a checkpoint and nothing else, as a worker that only encodes does.
+
+    Args:
+        model_dir: local directory in the Hugging Face layout.
+        dtype: see `load_model`.
+        device: where to run.
+        registry: architectures to choose from.
+
+    Returns:
+        One encoder for each group of modalities, runnable by itself; none of a text-only checkpoint.
+
+    Raises:
+        CheckpointError: naming the file, key or field at fault.
+    """
+    config, model_class, checkpoint = _open(model_dir, dtype, device, None, registry)
+    with torch.inference_mode():
+        encoders: tuple[ItemEncoder, ...] = model_class.load_encoders(Path(model_dir), config, checkpoint)  # type: ignore[attr-defined]
+    checkpoint.close()
+    return encoders
+
+
+def _open(
+    model_dir: str | Path,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str,
+    progress: Progress | None,
+    registry: Registry,
+) -> tuple[dict[str, Any], type[CausalLM], Checkpoint]:
     model_dir, device = Path(model_dir), torch.device(device)
     config = read_json(model_dir / "config.json")
     if not config:
         raise CheckpointError(f"{model_dir / 'config.json'} is missing or empty")
     _, model_class = registry.resolve(config.get("architectures") or ())
-    for part in ("text_config", "vision_config"):
-        if not isinstance(config.get(part), dict):
-            raise CheckpointError(f"config.json: {part} is missing")
-    checkpoint = Checkpoint(model_dir, resolve_dtype(dtype, config, device), device, progress)
-    with torch.inference_mode():
-        model = model_class(model_dir, config, checkpoint, disable_vision_encoder=disable_vision_encoder)  # type: ignore[call-arg]
-    checkpoint.finish()
-    return model
+    return config, model_class, Checkpoint(model_dir, resolve_dtype(dtype, config, device), device, progress)
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, config: dict, device: torch.device) -> torch.dtype:

@@ -17,6 +17,7 @@ from worker.layers.patch_embed import PatchEmbed
 from worker.layers.rotary import inverse_frequencies
 from worker.layers.source import WeightSource
 from worker.models.base import EncoderInput, EncoderOutput
+from worker.models.encoder import grid_of
 from worker.models.info import ImageStatistics
 from worker.models.qwen3_vl_config import VisionConfig
 
@@ -88,6 +89,9 @@ class VisionTower:
         self, source: WeightSource, config: VisionConfig, image: ImageStatistics, video: ImageStatistics
     ) -> None:
         self.config = config
+        self.out_hidden_size = config.out_hidden_size
+        self.num_deepstack_layers = len(config.deepstack_layers)
+        self.head_dim = config.head_dim
         self.device = source.device
         self.dtype = source.dtype
         self.patch_embed = PatchEmbed(source.under("patch_embed"), config, image, video)
@@ -107,7 +111,7 @@ class VisionTower:
         """Encode items of kinds pixels_u8 and patches, whose shapes have been checked."""
         residual = torch.cat([self._embed(item) for item in inputs])
         cos, sin = self._rotary(inputs)
-        segment_lens = [h * w for item in inputs for _ in range(item.grid_thw[0]) for h, w in [item.grid_thw[1:]]]
+        segment_lens = [h * w for t, h, w in map(grid_of, inputs) for _ in range(t)]
         x = torch.zeros_like(residual)
         deepstack = []
         for index, block in enumerate(self.blocks):
@@ -118,7 +122,7 @@ class VisionTower:
 
     def _embed(self, item: EncoderInput) -> torch.Tensor:
         """Return patch embeddings plus learned positions, (t * h * w, hidden)."""
-        frames, height, width = item.grid_thw
+        frames, height, width = grid_of(item)
         tensor = item.tensor.to(self.device)
         embedded = self.patch_embed.pixels(tensor) if item.kind == "pixels_u8" else self.patch_embed.patches(tensor)
         positions = ops.interpolate_positions(self.position_table, height, width, self.config.merge_size)
@@ -129,7 +133,7 @@ class VisionTower:
         """Return cos, sin of all patches, fp32 (n, head_dim / 2)."""
         positions = []
         for item in inputs:
-            frames, height, width = item.grid_thw
+            frames, height, width = grid_of(item)
             order = torch.stack(ops.merge_order(height, width, self.config.merge_size, self.device))
             positions.append(order.repeat(1, frames))
         cos, sin = ops.rotary_table(torch.cat(positions, dim=1), self.inv_freq, self.axes)
@@ -140,7 +144,7 @@ class VisionTower:
     ) -> list[EncoderOutput]:
         """Cut the batch into items; each owns its memory, so that dropping one from a cache frees it."""
         unit = self.config.merge_size**2
-        lengths = [t * h * w // unit for t, h, w in (item.grid_thw for item in inputs)]
+        lengths = [t * h * w // unit for t, h, w in map(grid_of, inputs)]
         sides = torch.stack(list(deepstack)).split(lengths, dim=1) if deepstack else [None] * len(inputs)
         if len(inputs) == 1:
             return [EncoderOutput(merged, sides[0])]
@@ -148,6 +152,14 @@ class VisionTower:
             EncoderOutput(part.clone(), None if side is None else side.clone())
             for part, side in zip(merged.split(lengths), sides, strict=True)
         ]
+
+    @property
+    def patch_workspace(self) -> int:
+        """Upper estimate of the numbers that are alive for each patch at the widest moment of a block."""
+        config = self.config
+        # residual, branch, normed input, rotary tables; and q/k/v with their outputs, or the inner layer
+        wide = max(5 * config.hidden_size, 2 * config.intermediate_size)
+        return 3 * config.hidden_size + 2 * config.head_dim + wide
 
     @property
     def size_bytes(self) -> int:

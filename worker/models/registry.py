@@ -3,36 +3,59 @@
 Next: worker/models/loader.py
 """
 
-import importlib
+import importlib.util
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from worker.models.base import CausalLM
 from worker.models.checkpoint import CheckpointError
 
 
+@dataclass(frozen=True)
+class Requirement:
+    """A package that an architecture needs and others do not.
+
+    Args:
+        module: as imported.
+        remedy: how to get it, as "pip install soundfile".
+    """
+
+    module: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Who serves an architecture: "package.module:Class", and what that needs."""
+
+    target: str
+    requires: tuple[Requirement, ...] = ()
+
+
 class Registry:
-    """Names in config.json to "module:Class"."""
+    """Names in config.json to the classes that serve them."""
 
     def __init__(self) -> None:
-        self._targets: dict[str, str] = {}
+        self._entries: dict[str, Entry] = {}
 
-    def register(self, architecture: str, target: str) -> None:
+    def register(self, architecture: str, target: str, requires: Iterable[Requirement] = ()) -> None:
         """Serve an architecture by a class; a second registration warns, and the newer serves.
 
         Args:
             architecture: as in config.json's `architectures`.
             target: "package.module:Class", imported on first use.
+            requires: packages to check for at start, for this architecture alone.
         """
-        older = self._targets.get(architecture)
+        older = self._entries.get(architecture)
         if older is not None:
-            warnings.warn(f"{architecture} was served by {older}; {target} serves it now", stacklevel=2)
-        self._targets[architecture] = target
+            warnings.warn(f"{architecture} was served by {older.target}; {target} serves it now", stacklevel=2)
+        self._entries[architecture] = Entry(target, tuple(requires))
 
     @property
     def architectures(self) -> tuple[str, ...]:
         """Served names, sorted."""
-        return tuple(sorted(self._targets))
+        return tuple(sorted(self._entries))
 
     def resolve(self, architectures: Iterable[str]) -> tuple[str, type[CausalLM]]:
         """Return the first served name, and its class.
@@ -41,16 +64,24 @@ class Registry:
             architectures: the names of a config.json, in order.
 
         Raises:
-            CheckpointError: none is served.
+            CheckpointError: none is served, or what it needs is not installed.
         """
         names = tuple(architectures)
         for name in names:
-            if name in self._targets:
-                module, _, attribute = self._targets[name].partition(":")
+            entry = self._entries.get(name)
+            if entry is not None:
+                _check_requirements(name, entry)
+                module, _, attribute = entry.target.partition(":")
                 return name, getattr(importlib.import_module(module), attribute)
         raise CheckpointError(
             f"architecture {', '.join(names) or '(none)'} is not served; served are {', '.join(self.architectures)}"
         )
+
+
+def _check_requirements(architecture: str, entry: Entry) -> None:
+    for requirement in entry.requires:
+        if importlib.util.find_spec(requirement.module) is None:
+            raise CheckpointError(f"{architecture} needs the package {requirement.module}: {requirement.remedy}")
 
 
 REGISTRY = Registry()

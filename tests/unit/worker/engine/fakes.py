@@ -4,6 +4,7 @@ A token that lands in a wrong slot, an item's row at a wrong place, a wrong posi
 copied too late: each changes what comes next.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -26,6 +27,7 @@ from worker.models.base import (
     ForwardBatch,
     GenerationDefaults,
     ItemLayout,
+    ItemSize,
     ModelInfo,
 )
 
@@ -77,16 +79,17 @@ class FakeModel(CausalLM):
     def weight_bytes(self) -> int:
         return 0
 
-    def embedding_tokens(self, grid_thw: tuple[int, int, int]) -> int:
-        return grid_thw[0] * grid_thw[1] * grid_thw[2] // 4
+    def item_tokens(self, size: ItemSize) -> int:
+        return math.prod(size.grid_thw) // 4
 
-    def worst_grids(self, max_tokens: int) -> dict[str, tuple[int, int, int]]:
-        return {"image": (1, 2, 2 * min(max_tokens, 40))}
+    def worst_items(self, max_tokens: int) -> list[ItemSize]:
+        return [ItemSize("image", (1, 2, 2 * min(max_tokens, 40)))]
 
-    def dummy_input(self, modality: str, grid_thw: tuple[int, int, int]) -> EncoderInput:
-        return EncoderInput(modality, "pixels_u8", torch.zeros(1, grid_thw[1], grid_thw[2], 3).byte(), grid_thw)
+    def dummy_input(self, size: ItemSize) -> EncoderInput:
+        _, height, width = size.grid_thw
+        return EncoderInput(size.modality, "pixels_u8", torch.zeros(1, height, width, 3).byte(), size.grid_thw)
 
-    def encoder_workspace_bytes(self, grid_thw: tuple[int, int, int]) -> int:
+    def encoder_workspace_bytes(self, size: ItemSize) -> int:
         return 100
 
     def forward_workspace_bytes(self, num_tokens: int, num_logits: int) -> int:
@@ -96,7 +99,7 @@ class FakeModel(CausalLM):
     def encoder_token_bytes(self) -> int:
         return HIDDEN * 8
 
-    def mrope_positions(self, prompt_len: int, items: Sequence[ItemLayout]) -> tuple[np.ndarray, int]:
+    def prompt_positions(self, prompt_len: int, items: Sequence[ItemLayout]) -> tuple[np.ndarray, int]:
         index = np.arange(prompt_len)
         return np.stack([index, 2 * index, index + len(items)]), prompt_len + 5 * len(items)
 
@@ -107,7 +110,7 @@ class FakeModel(CausalLM):
             if name in self.broken_items:
                 raise RuntimeError("broken item")
             self.encoded.append(name)
-            rows = self.embedding_tokens(item.grid_thw)
+            rows = self.item_tokens(item.size)
             outputs.append(EncoderOutput(embedding_rows(item.tensor.numpy(), rows), None))
         return outputs
 
@@ -185,7 +188,7 @@ def greedy_tokens(
         for span in placed.ranges:
             values[span.offset : span.end], rows = rows[: span.length], rows[span.length :]
     layouts = [ItemLayout("image", placed.ranges, (1, 1, 1)) for _, placed in items]
-    positions, following = model.mrope_positions(len(prompt), layouts)
+    positions, following = model.prompt_positions(len(prompt), layouts)
     where = (positions * np.array([[1], [3], [7]])).sum(0).tolist()
     tokens: list[int] = []
     for step in range(num_tokens):

@@ -97,5 +97,5 @@ def test_a_model_for_text_alone():
     """A model that takes no items has an encoder cache all the same, and no item sizes it."""
     model = FakeModel()
     model.info = dataclasses.replace(model.info, modalities=())
-    model.worst_grids = lambda max_tokens: {}  # type: ignore[method-assign]
+    model.worst_items = lambda max_tokens: []  # type: ignore[method-assign]
     assert size(model=model, encoder_cache_bytes=0).encoder_cache_bytes == 0

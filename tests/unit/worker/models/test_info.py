@@ -11,7 +11,7 @@ import pytest
 
 from worker.models.base import GenerationDefaults
 from worker.models.checkpoint import CheckpointError
-from worker.models.info import read_eos_token_ids, read_generation_defaults, read_processor_limits
+from worker.models.info import read_generation_defaults, read_processor_limits, read_token_ids
 from worker.models.qwen3_vl_config import parse_text_config, rope_parameters
 
 
@@ -24,15 +24,15 @@ def test_stop_ids_come_from_the_nearest_source(tmp_path: Path) -> None:
     """generation_config.json wins over config.json, which wins over the tokenizer."""
     write(tmp_path, "tokenizer_config.json", {"eos_token": {"content": "<end>"}})
     write(tmp_path, "tokenizer.json", {"added_tokens": [{"id": 7, "content": "<x>"}, {"id": 9, "content": "<end>"}]})
-    assert read_eos_token_ids(tmp_path, {}) == (9,)
-    assert read_eos_token_ids(tmp_path, {"text_config": {"eos_token_id": 4}}) == (4,)
+    assert read_token_ids(tmp_path, {}, "eos") == (9,)
+    assert read_token_ids(tmp_path, {"text_config": {"eos_token_id": 4}}, "eos") == (4,)
     write(tmp_path, "generation_config.json", {"eos_token_id": [1, 2]})
-    assert read_eos_token_ids(tmp_path, {"text_config": {"eos_token_id": 4}}) == (1, 2)
+    assert read_token_ids(tmp_path, {"text_config": {"eos_token_id": 4}}, "eos") == (1, 2)
 
 
 def test_no_stop_id_anywhere(tmp_path: Path) -> None:
     """A checkpoint without any has none."""
-    assert read_eos_token_ids(tmp_path, {}) == ()
+    assert read_token_ids(tmp_path, {}, "eos") == ()
 
 
 def test_generation_defaults(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_without_the_vision_encoder(tmp_path: Path) -> None:
     weights = {name: tensor for name, tensor in checkpoints.tensors().items() if ".visual." not in name}
     model = load_model(checkpoints.write(tmp_path, weights), disable_vision_encoder=True)
     assert model.info.modalities == ()
-    assert model.worst_grids(100) == {}
+    assert model.worst_items(100) == []
     with pytest.raises(FailedPrecondition, match="without its vision encoder") as caught:
         model.encode([EncoderInput("image", "pixels_u8", torch.zeros(1), (1, 2, 2))])
     assert caught.value.reason == "VISION_DISABLED"

@@ -10,9 +10,9 @@ import torch
 
 from tessera.errors import InvalidArgument
 from tests.unit.worker.models import checkpoints
-from worker.models.base import CausalLM, EncoderInput
+from worker.models.base import CausalLM, EncoderInput, ItemSize
+from worker.models.encoder import _widest_grid
 from worker.models.loader import load_model
-from worker.models.qwen3_vl import _widest_grid
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_an_item_does_not_depend_on_its_neighbours(model: CausalLM) -> None:
     ]
     for item, together in zip(items, model.encode(items), strict=True):
         [alone] = model.encode([item])
-        assert alone.embeddings.shape[0] == model.embedding_tokens(item.grid_thw)
+        assert alone.embeddings.shape[0] == model.item_tokens(item.size)
         assert torch.allclose(alone.embeddings, together.embeddings, atol=1e-5)
         assert alone.deepstack is not None
         assert together.deepstack is not None
@@ -106,10 +106,10 @@ def test_an_odd_clip_repeats_its_last_frame(model: CausalLM) -> None:
 
 def test_the_worst_item_fills_budget_and_context(model: CausalLM) -> None:
     """The largest legal item is as large as the pixel budget or the context allows, and can be encoded."""
-    grids = model.worst_grids(50)
-    assert {modality: model.embedding_tokens(grid) for modality, grid in grids.items()} == {"image": 50, "video": 50}
-    assert model.embedding_tokens(model.worst_grids(10**9)["image"]) == 1_003_520 // 64
-    outputs = model.encode([model.dummy_input(modality, grid) for modality, grid in grids.items()])
+    sizes = model.worst_items(50)
+    assert {size.modality: model.item_tokens(size) for size in sizes} == {"image": 50, "video": 50}
+    assert model.item_tokens(model.worst_items(10**9)[0]) == 1_003_520 // 64
+    outputs = model.encode([model.dummy_input(size) for size in sizes])
     assert [output.embeddings.shape[0] for output in outputs] == [50, 50]
     assert outputs[0].size_bytes == 50 * model.encoder_token_bytes
 
@@ -129,7 +129,9 @@ def test_widest_grid_keeps_to_the_legal_aspect() -> None:
 
 def test_estimates_grow_with_the_work(model: CausalLM) -> None:
     """More patches, tokens or logits never cost less."""
-    assert model.encoder_workspace_bytes((1, 4, 4)) < model.encoder_workspace_bytes((2, 4, 4))
+    assert model.encoder_workspace_bytes(ItemSize("video", (1, 4, 4))) < model.encoder_workspace_bytes(
+        ItemSize("video", (2, 4, 4))
+    )
     assert model.forward_workspace_bytes(10, 1) < model.forward_workspace_bytes(20, 1)
     assert model.forward_workspace_bytes(10, 1) < model.forward_workspace_bytes(10, 2)
     assert model.kv_block_bytes(16) == 2 * 2 * 16 * 16 * 4
