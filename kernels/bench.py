@@ -18,8 +18,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tessera_kernels import cpu, ops, reference
+from tessera_kernels import cpu, gated_delta, ops, reference, reference_gated_delta
 from tessera_kernels.linear import CppWeight, LinearWeight, OneDnnWeight, TorchWeight
+from tessera_kernels.moe import CppExperts, ExpertWeights, TorchExperts
 
 CPU = torch.device("cpu")
 Call = Callable[[], object]
@@ -67,6 +68,56 @@ def attention_cases() -> Iterator[Case]:
     yield "segment attention 784", 784 * 784 * 12 * 64 * 4 / 1e9, "GFLOP/s", calls
 
 
+def expert_cases() -> Iterator[Case]:
+    """Eight of sixteen experts of Qwen3-VL-30B-A3B's size a token, for decode steps and a prompt."""
+    num_experts, hidden, inner, choices = 16, 2048, 768, 8
+    stores: dict[str, ExpertWeights] = {}
+    for name, kind in (("torch", TorchExperts), ("cpp", CppExperts)):
+        made = stores[name] = kind(num_experts, hidden, inner, torch.float32, CPU)
+        for expert in range(num_experts):
+            made.write_gate_up(expert, 0, torch.randn(2 * inner, hidden))
+            made.write_down(expert, 0, torch.randn(hidden, inner))
+    for rows in (1, 4, 271):
+        x, weights = torch.randn(rows, hidden), torch.rand(rows, choices)
+        chosen = torch.rand(rows, num_experts).topk(choices).indices
+        arguments = (x, chosen, weights)
+        calls: dict[str, Call] = {
+            name: lambda store=store, a=arguments: store.apply(*a)  # type: ignore[misc]
+            for name, store in stores.items()
+        }
+        numbers = 3 * hidden * inner
+        few = rows <= 4
+        work = chosen.unique().numel() * numbers * 4 / 1e9 if few else 2 * rows * choices * numbers / 1e9
+        yield f"experts {rows} x {choices} of {num_experts}", work, "GB/s" if few else "GFLOP/s", calls
+
+
+def state_cases() -> Iterator[Case]:
+    """Linear attention of Qwen3.5-9B's size: decodes of one and eight sequences, and a prompt's prefill."""
+    key_heads, heads, dim, taps = 16, 32, 128, 4
+    channels = (2 * key_heads + heads) * dim
+    gate_weights, weight = (torch.ones(heads), torch.zeros(heads)), torch.randn(taps, channels)
+    for count, query_len in ((1, 1), (8, 1), (1, 271)):
+        start = torch.arange(count + 1, dtype=torch.int32) * query_len
+        lengths = torch.full((count,), 2 * query_len, dtype=torch.int32)
+        lens = (query_len,) * count, (2 * query_len,) * count
+        sequences = ops.Sequences(torch.randperm(count), start, lengths, *lens)
+        qkv, gates = torch.randn(count * query_len, channels), torch.randn(count * query_len, 2 * heads)
+        carried, states = torch.randn(count, channels, taps - 1), torch.randn(count, heads, dim, dim)
+        conv, rule = (qkv, weight, carried, sequences), (qkv, gates, *gate_weights, states, sequences, key_heads)
+        theirs, ours = reference_gated_delta, gated_delta
+        for name, functions, arguments, work in (
+            ("causal_conv", (theirs.causal_conv, ours.causal_conv), conv, 2 * qkv.nbytes),
+            ("gated_delta_rule", (theirs.gated_delta_rule, ours.gated_delta_rule), rule, 2 * states.nbytes),
+        ):
+            calls: dict[str, Call] = {
+                kind: lambda f=function, a=arguments: f(*a)  # type: ignore[misc]
+                for kind, function in zip(("torch", "cpp"), functions, strict=True)
+            }
+            few = query_len == 1 or name == "causal_conv"
+            amount = work if few else 6 * query_len * states.numel()
+            yield f"{name} {count} x {query_len}", amount / 1e9, "GB/s" if few else "GFLOP/s", calls
+
+
 def pointwise_cases() -> Iterator[Case]:
     """The ops between the products, for eight rows and for a picture."""
     for rows in (8, 784):
@@ -107,7 +158,7 @@ def main() -> None:
     clock = time.process_time if options.threads == 1 else time.perf_counter
     print(f"{torch.backends.cpu.get_cpu_capability()}, {options.threads} thread(s), {cpu.lanes()} lanes, best of each")
     with torch.inference_mode():
-        for cases in (linear_cases(), attention_cases(), pointwise_cases()):
+        for cases in (linear_cases(), expert_cases(), attention_cases(), state_cases(), pointwise_cases()):
             for name, work, unit, calls in cases:
                 times = best_times(calls, options.rounds, clock)
                 shown = "  ".join(f"{kind} {seconds * 1e3:8.3f} ms" for kind, seconds in times.items())

@@ -102,6 +102,7 @@ def build_tokenizer() -> Tokenizer:
 def make_tiny_qwen3vl(
     path: str | Path,
     *,
+    family: str = "qwen3_vl",
     style: Style = "5.x",
     seed: int = 0,
     tie: bool = True,
@@ -117,6 +118,7 @@ def make_tiny_qwen3vl(
 
     Args:
         path: directory to make.
+        family: model type: "qwen3_vl", or its sibling "qwen3_vl_moe".
         style: spelling of config.json: "4.57" (rope_theta, rope_scaling) or "5.x" (rope_parameters).
         seed: of the weights.
         tie: head tied to the embedding.
@@ -136,7 +138,7 @@ def make_tiny_qwen3vl(
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     tokenizer.save(str(path / "tokenizer.json"))
-    _write_weights(path, tokenizer, seed, tie, dtype, text or {}, vision or {}, max_shard_size)
+    _write_weights(path, tokenizer, family, seed, tie, dtype, text or {}, vision or {}, max_shard_size)
     if style == "4.57":
         _respell_config(path)
     ids = [tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")]
@@ -147,6 +149,7 @@ def make_tiny_qwen3vl(
 def _write_weights(
     path: Path,
     tokenizer: Tokenizer,
+    family: str,
     seed: int,
     tie: bool,
     dtype: str,
@@ -155,7 +158,7 @@ def _write_weights(
     max_shard_size: str,
 ) -> None:
     import torch
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     text_config = {
         "vocab_size": VOCAB_SIZE,
@@ -183,7 +186,8 @@ def _write_weights(
         "out_hidden_size": text.get("hidden_size", 64),
         "deepstack_visual_indexes": [0, 1],
     }
-    config = Qwen3VLConfig(
+    config = AutoConfig.for_model(
+        family,
         text_config=text_config | text,
         vision_config=vision_config | vision,
         image_token_id=tokenizer.token_to_id("<|image_pad|>"),
@@ -192,7 +196,7 @@ def _write_weights(
         vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
         tie_word_embeddings=tie,
     )
-    model = Qwen3VLForConditionalGeneration(config)
+    model = AutoModelForImageTextToText.from_config(config)
     randomise(model, seed)
     model.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=max_shard_size)
 
@@ -214,6 +218,8 @@ def randomise(model: Any, seed: int) -> None:
                 value = noise * 0.2 + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
             elif "embed" in name and "patch" not in name:
                 value = noise * 0.15
+            elif ".experts." in name:
+                value = noise * 1.2 / parameter.shape[-1] ** 0.5
             else:
                 value = noise * 1.2 / parameter[0].numel() ** 0.5
             parameter.copy_(value)

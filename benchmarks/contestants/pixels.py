@@ -8,7 +8,7 @@ Next: media_pool.py
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,12 @@ class _ZeroWeights:
 
     def under(self, prefix: str) -> "_ZeroWeights":
         return self
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return None
+
+    def slices(self, name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        return iter(torch.zeros(shape))
 
     def mapped(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.zeros(shape)

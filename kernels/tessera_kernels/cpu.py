@@ -31,7 +31,7 @@ def serves_heads(x: torch.Tensor, head_dim: int) -> bool:
 
 def lanes() -> int:
     """Return the floats of a vector."""
-    return int(_library().tessera_lanes())
+    return int(native().tessera_lanes())
 
 
 @contextmanager
@@ -45,7 +45,8 @@ def using(chosen: ctypes.CDLL | None) -> Iterator[None]:
         _active = before
 
 
-def _library() -> ctypes.CDLL:
+def native() -> ctypes.CDLL:
+    """Return the library that is loaded, for bindings in files of their own."""
     assert _active is not None
     return _active
 
@@ -53,7 +54,7 @@ def _library() -> ctypes.CDLL:
 def pack_rows(rows: torch.Tensor, start: int, out_features: int, gated: bool, packed: torch.Tensor) -> None:
     """Copy rows of a matrix into their panels. rows: fp32 (k, in_features), any memory."""
     assert rows.dtype is torch.float32 and rows.is_contiguous()
-    _library().tessera_pack_rows(
+    native().tessera_pack_rows(
         rows.data_ptr(), rows.shape[0], start, rows.shape[1], out_features, gated, packed.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -63,7 +64,7 @@ def read_rows(packed: torch.Tensor, ids: torch.Tensor, in_features: int) -> torc
     """Read rows by index out of panels. ids: (n,) int64 -> (n, in_features)."""
     ids = ids.contiguous()
     out = torch.empty(ids.shape[0], in_features)
-    _library().tessera_read_rows(packed.data_ptr(), ids.data_ptr(), ids.shape[0], in_features, out.data_ptr())
+    native().tessera_read_rows(packed.data_ptr(), ids.data_ptr(), ids.shape[0], in_features, out.data_ptr())
     return out
 
 
@@ -74,7 +75,7 @@ def linear(
     assert x.dtype is torch.float32 and x.is_contiguous()
     rows, in_features = x.shape
     out = torch.empty(rows, out_features // 2 if activation == 2 else out_features)
-    _library().tessera_linear(
+    native().tessera_linear(
         x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(), rows, in_features,
         out_features, activation, torch.get_num_threads(),
     )  # fmt: skip
@@ -88,7 +89,7 @@ def centred_patches(frames: torch.Tensor, patch: int, merge: int, temporal: int,
     assert height % (patch * merge) == 0 and width % (patch * merge) == 0
     frames = frames.contiguous()
     out = torch.empty(num_frames // temporal * (height // patch) * (width // patch), channels * temporal * patch**2)
-    _library().tessera_centred_patches(
+    native().tessera_centred_patches(
         frames.data_ptr(), out.data_ptr(), num_frames // temporal, height, width, temporal, patch, merge, centre,
         torch.get_num_threads(),
     )  # fmt: skip
@@ -109,7 +110,7 @@ def _rms_norm(x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tens
     assert residual.is_contiguous() and (x is None or x.is_contiguous())
     hidden = residual.shape[-1]
     out = torch.empty_like(residual)
-    _library().tessera_rms_norm(
+    native().tessera_rms_norm(
         None if x is None else x.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr(),
         residual.numel() // hidden, hidden, eps, torch.get_num_threads(),
     )  # fmt: skip
@@ -134,7 +135,7 @@ def _layer_norm(
     assert residual.is_contiguous() and (x is None or x.is_contiguous())
     hidden = residual.shape[-1]
     out = torch.empty_like(residual)
-    _library().tessera_layer_norm(
+    native().tessera_layer_norm(
         None if x is None else x.data_ptr(), residual.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr(),
         residual.numel() // hidden, hidden, eps, torch.get_num_threads(),
     )  # fmt: skip
@@ -154,7 +155,7 @@ def qk_norm_rope(
 ) -> None:
     """See `reference.qk_norm_rope`; without weights the heads are only rotated."""
     assert qkv.is_contiguous() and cos.is_contiguous() and sin.is_contiguous()
-    _library().tessera_qk_norm_rope(
+    native().tessera_qk_norm_rope(
         qkv.data_ptr(), qkv.shape[1], None if q_weight is None else q_weight.data_ptr(),
         None if k_weight is None else k_weight.data_ptr(), eps, cos.data_ptr(), sin.data_ptr(), cos.shape[1],
         qkv.shape[0], num_heads, num_kv_heads, head_dim, torch.get_num_threads(),
@@ -167,7 +168,7 @@ def store_kv(
     """See `reference.store_kv`."""
     tokens, kv_heads, head_dim = key.shape
     assert key.stride(0) == value.stride(0) and key.stride(1) == head_dim and slots.dtype is torch.int64
-    _library().tessera_store_kv(
+    native().tessera_store_kv(
         key.data_ptr(), value.data_ptr(), key.stride(0), key_cache.data_ptr(), value_cache.data_ptr(), slots.data_ptr(),
         tokens, kv_heads, head_dim, key_cache.shape[2],
     )  # fmt: skip
@@ -187,7 +188,7 @@ def paged_attention(
     assert query.stride(1) == head_dim and key_cache.is_contiguous() and block_tables.is_contiguous()
     assert block_tables.dtype is query_start.dtype is context_lens.dtype is torch.int32
     out = torch.empty(tokens, heads, head_dim)
-    _library().tessera_paged_attention(
+    native().tessera_paged_attention(
         query.data_ptr(), query.stride(0), out.data_ptr(), key_cache.data_ptr(), value_cache.data_ptr(),
         block_tables.data_ptr(), block_tables.shape[1], query_start.data_ptr(), context_lens.data_ptr(),
         context_lens.shape[0], heads, key_cache.shape[1], head_dim, key_cache.shape[2], scale, torch.get_num_threads(),
@@ -201,7 +202,7 @@ def segment_attention(qkv: torch.Tensor, segment_lens: Sequence[int], scale: flo
     rows, _, heads, head_dim = qkv.shape
     starts = torch.tensor([0, *segment_lens]).cumsum(0)
     out = torch.empty(rows, heads, head_dim)
-    _library().tessera_segment_attention(
+    native().tessera_segment_attention(
         qkv.data_ptr(), out.data_ptr(), starts.data_ptr(), len(segment_lens), heads, head_dim, scale,
         torch.get_num_threads(),
     )  # fmt: skip

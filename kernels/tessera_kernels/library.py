@@ -35,6 +35,17 @@ _SIGNATURES = {
         _LONG, _FLOAT, _INT,
     ],
     "tessera_segment_attention": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _FLOAT, _INT],
+    "tessera_experts": [
+        _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _INT,
+    ],
+    "tessera_causal_conv": [
+        _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _INT,
+    ],
+    "tessera_gated_delta_rule": [
+        _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG,
+        _LONG, _LONG, _LONG, _LONG, _INT,
+    ],
+    "tessera_gated_rms_norm": [_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _FLOAT, _INT],
 }  # fmt: skip
 
 
@@ -58,7 +69,7 @@ def load(directory: Path = LIBRARY_DIR, capability: str | None = None) -> ctypes
 
 
 def _bind(library: ctypes.CDLL, path: Path) -> ctypes.CDLL:
-    if library.tessera_interface() != INTERFACE:
+    if library.tessera_interface() != INTERFACE or not all(hasattr(library, name) for name in _SIGNATURES):
         raise RuntimeError(f"{path} was built from other sources: run `make kernels`")
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)

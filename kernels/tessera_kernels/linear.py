@@ -20,7 +20,9 @@ from tessera_kernels import cpu, reference
 from tessera_kernels.memory import Arena
 
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "swiglu")
-_ARENA = Arena()
+ARENA = Arena()
+PANEL = 16  # rows of a packed panel, kPanel in csrc/cpu/vec.h
+_CONVERTED_ROWS = 1024  # rows of another type that are converted at a time
 _ONEDNN_BATCH_HINT = 8  # rows: within a few percent of the best packing at ~300 rows, twice as fast at 8 as that for 1
 
 
@@ -135,8 +137,6 @@ class CppWeight(LinearWeight):
     """Panels of 16 rows for our own GEMM; with "swiglu", panels of gate and up rows alternate."""
 
     implementation = "cpp"
-    _PANEL = 16
-    _CONVERTED_ROWS = 1024  # rows of another type that are converted at a time
     _CODES: ClassVar = {"none": 0, "gelu_tanh": 1, "swiglu": 2, "gelu": 0}
 
     def __init__(self, *args: object, **options: object) -> None:
@@ -144,15 +144,13 @@ class CppWeight(LinearWeight):
         self._gated = self.activation == "swiglu"
         assert not (self._gated and self.bias is not None)
         parts = 2 if self._gated else 1
-        panels = parts * -(-self.out_features // (parts * self._PANEL))
-        self._packed = _ARENA.take(panels * self._PANEL * self.in_features)
-        if self.out_features % (parts * self._PANEL):
+        panels = parts * -(-self.out_features // (parts * PANEL))
+        self._packed = ARENA.take(panels * PANEL * self.in_features)
+        if self.out_features % (parts * PANEL):
             self._packed.zero_()
 
     def write_rows(self, start: int, rows: torch.Tensor) -> None:
-        for first in range(0, rows.shape[0], self._CONVERTED_ROWS):
-            part = rows[first : first + self._CONVERTED_ROWS].to(torch.float32).contiguous()
-            cpu.pack_rows(part, start + first, self.out_features, self._gated, self._packed)
+        pack_matrix(rows, start, self.out_features, self._gated, self._packed)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         out = cpu.linear(x, self._packed, self.bias, self.out_features, self._CODES[self.activation])
@@ -161,6 +159,21 @@ class CppWeight(LinearWeight):
     def read_rows(self, ids: torch.Tensor) -> torch.Tensor:
         assert not self._gated
         return cpu.read_rows(self._packed, ids, self.in_features)
+
+
+def pack_matrix(rows: torch.Tensor, start: int, out_features: int, gated: bool, packed: torch.Tensor) -> None:
+    """Copy rows [start, start + len) of a matrix into its panels.
+
+    Args:
+        rows: (k, in_features), any float type and strides, on the CPU.
+        start: first row.
+        out_features: rows of the whole matrix.
+        gated: whether panels of its first and second half alternate.
+        packed: fp32, the panels of the matrix.
+    """
+    for first in range(0, rows.shape[0], _CONVERTED_ROWS):
+        part = rows[first : first + _CONVERTED_ROWS].to(torch.float32).contiguous()
+        cpu.pack_rows(part, start + first, out_features, gated, packed)
 
 
 def create(

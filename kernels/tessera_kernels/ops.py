@@ -14,25 +14,30 @@ from collections.abc import Sequence
 
 import torch
 
-from tessera_kernels import cpu, linear, reference
+from tessera_kernels import bicubic, cpu, gated_delta, linear, moe, reference, reference_gated_delta
 from tessera_kernels.linear import LinearWeight
+from tessera_kernels.moe import ExpertWeights
+from tessera_kernels.reference_gated_delta import Sequences
 
 __all__ = [
-    "LinearWeight", "add_layer_norm", "add_rms_norm", "centred_patches", "implementations", "interpolate_positions",
-    "layer_norm", "linear", "merge_order", "paged_attention", "qk_norm_rope", "rms_norm", "rope_qk", "rotary_table",
-    "segment_attention", "store_kv",
+    "ExpertWeights", "LinearWeight", "Sequences", "add_layer_norm", "add_rms_norm", "causal_conv", "centred_patches",
+    "gated_delta_rule", "gated_rms_norm", "implementations", "interpolate_positions", "interpolate_positions_bicubic",
+    "layer_norm", "linear",
+    "merge_order", "moe", "paged_attention", "qk_norm_rope", "rms_norm", "rope_qk", "rotary_table", "segment_attention",
+    "store_kv",
 ]  # fmt: skip
 
 # Bound by little but memory traffic of small tensors, once a step or an item: torch everywhere so far.
 rotary_table = reference.rotary_table
 merge_order = reference.merge_order
 interpolate_positions = reference.interpolate_positions
+interpolate_positions_bicubic = bicubic.interpolate_positions_bicubic
 
 _CPP_OPS = (
-    "add_layer_norm", "add_rms_norm", "centred_patches", "layer_norm", "paged_attention", "qk_norm_rope", "rms_norm",
-    "rope_qk", "segment_attention", "store_kv",
+    "add_layer_norm", "add_rms_norm", "causal_conv", "centred_patches", "gated_delta_rule", "gated_rms_norm",
+    "layer_norm", "paged_attention", "qk_norm_rope", "rms_norm", "rope_qk", "segment_attention", "store_kv",
 )  # fmt: skip
-_TORCH_OPS = ("interpolate_positions", "rotary_table")
+_TORCH_OPS = ("interpolate_positions", "interpolate_positions_bicubic", "rotary_table")
 
 
 def implementations(dtype: torch.dtype, device: torch.device, head_dims: Sequence[int] = ()) -> dict[str, str]:
@@ -47,7 +52,8 @@ def implementations(dtype: torch.dtype, device: torch.device, head_dims: Sequenc
     table = dict.fromkeys(_CPP_OPS, "cpp" if native else "torch") | dict.fromkeys(_TORCH_OPS, "torch")
     if native and any(head_dim % cpu.lanes() for head_dim in head_dims):
         table |= {"paged_attention": "torch", "segment_attention": "torch"}
-    return dict(sorted((table | {"linear": linear.implementation(dtype, device)}).items()))
+    chosen = {"experts": moe.implementation(dtype, device), "linear": linear.implementation(dtype, device)}
+    return dict(sorted((table | chosen).items()))
 
 
 def centred_patches(
@@ -96,7 +102,7 @@ def qk_norm_rope(
     """Norm each query and key head by RMS, then rotate it, *in place*.
 
     Args:
-        qkv: (n, (num_heads + 2 * num_kv_heads) * head_dim), queries, keys, values side by side.
+        qkv: (n, heads * head_dim), queries, keys, values side by side, and whatever follows.
         q_weight: (head_dim,); k_weight likewise.
         eps: of the norm.
         cos: fp32 (n, half), half <= head_dim / 2; sin likewise.
@@ -109,13 +115,23 @@ def qk_norm_rope(
         reference.qk_norm_rope(qkv, q_weight, k_weight, eps, cos, sin, num_heads, num_kv_heads)
 
 
-def rope_qk(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> None:
-    """Rotate queries and keys of an encoder, *in place*. qkv: (n, 3 * num_heads * dim), cos, sin: fp32 (n, dim / 2)."""
+def rope_qk(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int, num_kv_heads: int | None = None
+) -> None:
+    """Rotate queries and keys that have no norm, *in place*.
+
+    Args:
+        qkv: (n, (num_heads + 2 * num_kv_heads) * head_dim), queries, keys, values side by side.
+        cos: fp32 (n, half), half <= head_dim / 2; sin likewise.
+        num_heads: query heads.
+        num_kv_heads: key heads, and as many value heads; None: as many as query heads.
+    """
+    key_heads = num_heads if num_kv_heads is None else num_kv_heads
     if cpu.serves(qkv):
-        head_dim = qkv.shape[1] // (3 * num_heads)
-        cpu.qk_norm_rope(qkv, None, None, 0.0, cos, sin, num_heads, num_heads, head_dim)
+        head_dim = qkv.shape[1] // (num_heads + 2 * key_heads)
+        cpu.qk_norm_rope(qkv, None, None, 0.0, cos, sin, num_heads, key_heads, head_dim)
     else:
-        reference.rope_qk(qkv, cos, sin, num_heads)
+        reference.rope_qk(qkv, cos, sin, num_heads, key_heads)
 
 
 def store_kv(
@@ -176,3 +192,52 @@ def segment_attention(qkv: torch.Tensor, segment_lens: Sequence[int], scale: flo
     """
     implementation = cpu if cpu.serves_heads(qkv, qkv.shape[3]) else reference
     return implementation.segment_attention(qkv, segment_lens, scale)
+
+
+def causal_conv(x: torch.Tensor, weight: torch.Tensor, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+    """Return silu of a causal depthwise convolution, moving the carried inputs on *in place*.
+
+    Args:
+        x: (n, channels).
+        weight: (taps, channels), the newest input's last; model dtype.
+        states: (slots, channels, taps - 1), inputs before a sequence's new tokens, oldest first; model dtype.
+        sequences: of the batch.
+
+    Returns:
+        (n, channels).
+    """
+    implementation = gated_delta if cpu.serves(x) else reference_gated_delta
+    return implementation.causal_conv(x, weight, states, sequences)
+
+
+def gated_delta_rule(
+    qkv: torch.Tensor,
+    gates: torch.Tensor,
+    rate: torch.Tensor,
+    bias: torch.Tensor,
+    states: torch.Tensor,
+    sequences: Sequences,
+    key_heads: int,
+) -> torch.Tensor:
+    """Return the reads of a state that forgets and corrects itself token by token, moving it on *in place*.
+
+    Args:
+        qkv: (n, 2 * key_heads * key_dim + heads * value_dim), queries, keys, values side by side.
+        gates: (n, 2 * heads), the update gate of each value head, then the decay gate.
+        rate: fp32 (heads,), exp(A_log); bias likewise.
+        bias: of the decay gate.
+        states: fp32 (slots, heads, key_dim, value_dim).
+        sequences: of the batch.
+        key_heads: heads of queries and keys; each serves heads / key_heads neighbouring value heads.
+
+    Returns:
+        (n, heads, value_dim).
+    """
+    implementation = gated_delta if cpu.serves(qkv) else reference_gated_delta
+    return implementation.gated_delta_rule(qkv, gates, rate, bias, states, sequences, key_heads)
+
+
+def gated_rms_norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return x / rms(x) * weight * silu(gate), head by head. x: (n, heads, dim), gate: (n, heads * dim) -> as gate."""
+    implementation = gated_delta if cpu.serves(x) else reference_gated_delta
+    return implementation.gated_rms_norm(x, gate, weight, eps)

@@ -90,22 +90,28 @@ def qk_norm_rope(
     """Norm each query and key head by RMS, then rotate it, *in place*.
 
     Args:
-        qkv: (n, (num_heads + 2 * num_kv_heads) * head_dim), queries, keys, values side by side.
+        qkv: (n, heads * head_dim), queries, keys, values side by side, and whatever follows.
         q_weight: (head_dim,); k_weight likewise.
         eps: of the norm.
         cos: fp32 (n, half); sin likewise.
         num_heads: query heads.
         num_kv_heads: key heads, and as many value heads.
     """
-    heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, -1)
+    heads = qkv.view(qkv.shape[0], -1, q_weight.shape[0])
     query, key = heads[:, :num_heads], heads[:, num_heads : num_heads + num_kv_heads]
     query.copy_(rotate_half(rms_norm(query, q_weight, eps), cos, sin))
     key.copy_(rotate_half(rms_norm(key, k_weight, eps), cos, sin))
 
 
-def rope_qk(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> None:
-    """Rotate queries and keys of an encoder, *in place*. qkv: (n, 3 * num_heads * dim), cos, sin: fp32 (n, dim / 2)."""
-    heads = qkv.view(qkv.shape[0], 3 * num_heads, -1)[:, : 2 * num_heads]
+def rope_qk(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int, num_kv_heads: int | None = None
+) -> None:
+    """Rotate queries and keys that have no norm, *in place*; as many key heads as query heads unless told.
+
+    See `qk_norm_rope` for the arguments.
+    """
+    key_heads = num_heads if num_kv_heads is None else num_kv_heads
+    heads = qkv.view(qkv.shape[0], num_heads + 2 * key_heads, -1)[:, : num_heads + key_heads]
     heads.copy_(rotate_half(heads, cos, sin))
 
 

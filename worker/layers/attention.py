@@ -24,6 +24,8 @@ class AttentionShape:
         head_dim: elements of a head.
         norm_eps: of the query and key norms.
         bias: whether the projections have biases.
+        out_bias: whether the output's has one; None: as the others.
+        head_norms: whether queries and keys are normed head by head.
     """
 
     hidden_size: int
@@ -32,6 +34,13 @@ class AttentionShape:
     head_dim: int
     norm_eps: float
     bias: bool = False
+    out_bias: bool | None = None
+    head_norms: bool = True
+
+    @property
+    def has_out_bias(self) -> bool:
+        """Whether the output projection has a bias."""
+        return self.bias if self.out_bias is None else self.out_bias
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,11 @@ class AttentionStep:
 
 
 class Attention:
-    """Queries and keys normed head by head, rotated; keys and values paged; output projected."""
+    """Queries and keys normed head by head (or not), rotated; keys and values paged; output projected."""
 
-    def __init__(self, shape: AttentionShape, qkv: Linear, out: Linear, q_norm: RMSNorm, k_norm: RMSNorm) -> None:
+    def __init__(
+        self, shape: AttentionShape, qkv: Linear, out: Linear, q_norm: RMSNorm | None, k_norm: RMSNorm | None
+    ) -> None:
         self.shape = shape
         self.qkv = qkv
         self.out = out
@@ -73,15 +84,15 @@ class Attention:
 
     @classmethod
     def load(cls, source: WeightSource, shape: AttentionShape) -> "Attention":
-        """Read q/k/v/o projections and the two head norms."""
+        """Read q/k/v/o projections and the two head norms, where there are any."""
         query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         parts = [("q_proj", query), ("k_proj", key), ("v_proj", key)]
         return cls(
             shape,
             Linear.load(source, parts, shape.hidden_size, bias=shape.bias),
-            Linear.load(source, [("o_proj", shape.hidden_size)], query, bias=shape.bias),
-            RMSNorm.load(source.under("q_norm"), shape.head_dim, shape.norm_eps),
-            RMSNorm.load(source.under("k_norm"), shape.head_dim, shape.norm_eps),
+            Linear.load(source, [("o_proj", shape.hidden_size)], query, bias=shape.has_out_bias),
+            RMSNorm.load(source.under("q_norm"), shape.head_dim, shape.norm_eps) if shape.head_norms else None,
+            RMSNorm.load(source.under("k_norm"), shape.head_dim, shape.norm_eps) if shape.head_norms else None,
         )
 
     def __call__(
@@ -98,20 +109,37 @@ class Attention:
         Returns:
             (num_tokens or len(keep), hidden).
         """
+        attended = self.attend(self.qkv(x), step, cache)
+        return self.out(attended if keep is None else attended[keep])
+
+    def attend(self, qkv: torch.Tensor, step: AttentionStep, cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Norm, rotate, store and attend.
+
+        Args:
+            qkv: (num_tokens, heads * head_dim), queries, keys, values and whatever follows; changed in place.
+            step: shared by the layers.
+            cache: this layer's key and value blocks.
+
+        Returns:
+            (num_tokens, num_heads * head_dim).
+        """
         shape = self.shape
-        qkv = self.qkv(x)
-        ops.qk_norm_rope(
-            qkv, self.q_norm.weight, self.k_norm.weight, shape.norm_eps, step.cos, step.sin,
-            shape.num_heads, shape.num_kv_heads,
-        )  # fmt: skip
-        heads = qkv.view(x.shape[0], -1, shape.head_dim)
-        query, key, value = heads.split((shape.num_heads, shape.num_kv_heads, shape.num_kv_heads), dim=1)
+        if self.q_norm is None or self.k_norm is None:
+            ops.rope_qk(qkv, step.cos, step.sin, shape.num_heads, shape.num_kv_heads)
+        else:
+            ops.qk_norm_rope(
+                qkv, self.q_norm.weight, self.k_norm.weight, shape.norm_eps, step.cos, step.sin,
+                shape.num_heads, shape.num_kv_heads,
+            )  # fmt: skip
+        heads = qkv.view(qkv.shape[0], -1, shape.head_dim)
+        first_value = shape.num_heads + shape.num_kv_heads
+        query, key = heads[:, : shape.num_heads], heads[:, shape.num_heads : first_value]
+        value = heads[:, first_value : first_value + shape.num_kv_heads]
         ops.store_kv(key, value, *cache, step.slots)
-        attended = ops.paged_attention(
+        return ops.paged_attention(
             query, *cache, step.block_tables, step.query_start, step.context_lens, step.query_lens, step.kv_lens,
             self.scale,
         ).flatten(1)  # fmt: skip
-        return self.out(attended if keep is None else attended[keep])
 
     @property
     def size_bytes(self) -> int:

@@ -17,9 +17,19 @@ class RMSNorm:
         self.eps = eps
 
     @classmethod
-    def load(cls, source: WeightSource, hidden_size: int, eps: float) -> "RMSNorm":
-        """Read `weight` (hidden_size,)."""
-        return cls(source.tensor("weight", (hidden_size,)), eps)
+    def load(cls, source: WeightSource, hidden_size: int, eps: float, *, offset: float = 0.0) -> "RMSNorm":
+        """Read `weight` (hidden_size,).
+
+        Args:
+            source: of the name.
+            hidden_size: width of the stream.
+            eps: of the norm.
+            offset: added to the weight, for families that store it centred at zero. The sum is kept in fp32 whatever
+                the model's type: bf16 would lose most of a small weight beside the 1.
+        """
+        if not offset:
+            return cls(source.tensor("weight", (hidden_size,)), eps)
+        return cls(source.tensor("weight", (hidden_size,), torch.float32).add_(offset), eps)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: (n, hidden) -> (n, hidden)."""

@@ -3,6 +3,7 @@
 Next: worker/models/checkpoint.py
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -20,8 +21,22 @@ class WeightSource(Protocol):
     def under(self, prefix: str) -> "WeightSource":
         """Return the source of the names below `prefix`."""
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a tensor, which is not taken; None where there is no such tensor."""
+
+    def slices(self, name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        """Take a stack of matrices one by one, each as `mapped` gives it; memory holds one at a time.
+
+        Args:
+            name: of the stack.
+            shape: of all of it, (matrices, rows, columns).
+
+        Raises:
+            CheckpointError: as for `mapped`.
+        """
+
     def mapped(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Take a tensor as it lies in the file, on the CPU, without a copy.
+        """Take a tensor as it lies in the file, on the CPU, without a copy; an FP8 matrix dequantised to fp32.
 
         Raises:
             CheckpointError: the name is missing, or its shape is another.

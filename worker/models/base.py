@@ -189,6 +189,7 @@ class ModelInfo:
         in_channels: colour channels.
         num_deepstack_layers: side features of each visual token.
         modalities: served modalities.
+        vision_disabled: the checkpoint has a vision encoder and it was left unread.
     """
 
     architecture: str
@@ -211,6 +212,7 @@ class ModelInfo:
     in_channels: int = 3
     num_deepstack_layers: int = 0
     modalities: tuple[str, ...] = ()
+    vision_disabled: bool = False
 
 
 class CausalLM(ABC):

@@ -1,32 +1,27 @@
 """Reading a checkpoint: tensors by canonical name, mapped from their files and never copied whole.
 
-Files written by different releases spell names differently; here they are `model.language_model.*`, `model.visual.*`
-and `lm_head.*`. Each tensor that the files hold must be taken, and each that is asked for must be there.
+Names are those of worker/models/names.py, whichever release wrote the files. FP8 matrices come dequantised. Each tensor
+that the files hold must be taken, and each that is asked for must be there.
 
 Next: worker/models/loader.py
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from worker.models.fp8 import FP8_TYPES, SCALE_SUFFIX, dequantised, read_block
+from worker.models.names import canonical_name
+
 Progress = Callable[[float], None]
 """Called with the share of bytes read so far, 0 to 1."""
 
-_RESPELLED = (  # older prefix -> canonical one; the first that fits counts
-    ("model.language_model.", "model.language_model."),
-    ("model.visual.", "model.visual."),
-    ("language_model.model.", "model.language_model."),
-    ("language_model.lm_head.", "lm_head."),
-    ("lm_head.", "lm_head."),
-    ("visual.", "model.visual."),
-    ("model.", "model.language_model."),
-)
-_RECOMPUTED_SUFFIXES = ("rotary_emb.inv_freq",)  # buffers that some releases stored
+# buffers that some releases stored, and scales of activations, which here stay as they are
+_UNUSED_SUFFIXES = ("rotary_emb.inv_freq", "pos_encoder.pe", ".activation_scale", ".input_scale")
 
 
 class CheckpointError(Exception):
@@ -50,14 +45,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def canonical_name(name: str) -> str:
-    """Return a stored name as this worker spells it."""
-    for old, new in _RESPELLED:
-        if name.startswith(old):
-            return new + name[len(old) :]
-    return name
-
-
 class Checkpoint:
     """The safetensors of a directory; a `WeightSource` through `under`.
 
@@ -68,7 +55,8 @@ class Checkpoint:
         progress: told how far loading is.
 
     Raises:
-        CheckpointError: no weights, a shard missing or broken.
+        CheckpointError: no weights, a shard missing or broken, one tensor in two spellings, weights quantised in a way
+            that is not served.
     """
 
     def __init__(
@@ -77,14 +65,23 @@ class Checkpoint:
         self.dtype = dtype
         self.device = device
         self._progress = progress
+        try:
+            self._block = read_block(read_json(model_dir / "config.json"))
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
         self._files = {file: self._open(file) for file in _weight_files(model_dir)}
         self._stored: dict[str, tuple[Path, str]] = {}
         for file, handle in self._files.items():
             for name in handle.keys():  # noqa: SIM118 - safe_open is no mapping
-                if not name.endswith(_RECOMPUTED_SUFFIXES):
-                    self._stored[canonical_name(name)] = (file, name)
+                if not name.endswith(_UNUSED_SUFFIXES):
+                    self._store(file, name)
         self._unread = set(self._stored)
         self._total = len(self._unread)
+
+    def _store(self, file: Path, name: str) -> None:
+        known = self._stored.setdefault(canonical_name(name), (file, name))
+        if known != (file, name):
+            raise CheckpointError(f"{known[1]} in {known[0].name} and {name} in {file.name} are the same tensor")
 
     @staticmethod
     def _open(file: Path) -> Any:
@@ -100,8 +97,28 @@ class Checkpoint:
         """Return the source of the names below `prefix`."""
         return Scope(self, prefix + ".")
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return a tensor's shape; see `WeightSource`."""
+        if name not in self._stored:
+            return None
+        file, stored_name = self._stored[name]
+        return tuple(self._files[file].get_slice(stored_name).get_shape())
+
     def mapped(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Take a tensor as it lies in the file; see `WeightSource`."""
+        tensor = self._read(name, shape)
+        if tensor.dtype not in FP8_TYPES:
+            return tensor
+        return self._dequantised(name, tensor, self._scale(name))
+
+    def slices(self, name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        """Take a stack of matrices one by one; see `WeightSource`."""
+        stack = self._read(name, shape)
+        scales = self._scale(name) if stack.dtype in FP8_TYPES else None
+        for index, matrix in enumerate(stack):
+            yield matrix if scales is None else self._dequantised(name, matrix, scales[index])
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         if name not in self._stored:
             raise CheckpointError(f"the checkpoint lacks {name}")
         file, stored_name = self._stored[name]
@@ -112,6 +129,20 @@ class Checkpoint:
             raise CheckpointError(f"{stored_name} in {file.name} is {tensor.dtype}: quantised weights are not served")
         self._mark_read([name])
         return tensor
+
+    def _scale(self, name: str) -> torch.Tensor:
+        scale_name = name + SCALE_SUFFIX
+        if scale_name not in self._stored:
+            raise CheckpointError(f"{name} is FP8, but the checkpoint lacks {scale_name}")
+        file, stored_name = self._stored[scale_name]
+        self._mark_read([scale_name])
+        return self._files[file].get_tensor(stored_name)
+
+    def _dequantised(self, name: str, matrix: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        try:
+            return dequantised(matrix, scale, self._block)
+        except ValueError as error:
+            raise CheckpointError(f"{name}: {error}") from error
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         """Take a tensor into memory; see `WeightSource`."""
@@ -159,6 +190,14 @@ class Scope:
     def mapped(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Take a tensor as it lies in the file; see `WeightSource`."""
         return self._checkpoint.mapped(self._prefix + name, shape)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return a tensor's shape; see `WeightSource`."""
+        return self._checkpoint.shape(self._prefix + name)
+
+    def slices(self, name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        """Take a stack of matrices one by one; see `WeightSource`."""
+        return self._checkpoint.slices(self._prefix + name, shape)
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         """Take a tensor into memory; see `WeightSource`."""

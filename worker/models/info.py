@@ -65,8 +65,16 @@ def read_token_ids(model_dir: Path, config: Mapping[str, Any], name: str) -> tup
             return tuple(int(token_id) for token_id in value)
     token = read_json(model_dir / "tokenizer_config.json").get(f"{name}_token")
     text = token.get("content") if isinstance(token, dict) else token
-    added = read_json(model_dir / "tokenizer.json").get("added_tokens", [])
-    return tuple(int(entry["id"]) for entry in added if entry.get("content") == text)
+    token_id = added_token_ids(model_dir).get(text) if isinstance(text, str) else None
+    return () if token_id is None else (token_id,)
+
+
+def added_token_ids(model_dir: Path) -> dict[str, int]:
+    """Return the tokenizer's added tokens by spelling: those of tokenizer_config.json, and of tokenizer.json."""
+    decoder = read_json(model_dir / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    added = read_json(model_dir / "tokenizer.json").get("added_tokens") or []
+    ids = {str(entry["content"]): int(token_id) for token_id, entry in decoder.items()}
+    return ids | {str(entry["content"]): int(entry["id"]) for entry in added}
 
 
 def read_token_id(model_dir: Path, config: Mapping[str, Any], name: str) -> int | None:
@@ -92,13 +100,19 @@ def read_generation_defaults(model_dir: Path) -> GenerationDefaults:
     )
 
 
-def read_processor_limits(model_dir: Path, modality: str, default_max_pixels: int) -> ProcessorLimits:
+def read_processor_limits(
+    model_dir: Path,
+    modality: str,
+    default_max_pixels: int,
+    default_statistics: ImageStatistics = ImageStatistics(),
+) -> ProcessorLimits:
     """Return what preprocessor_config.json or video_preprocessor_config.json says of a modality.
 
     Args:
         model_dir: checkpoint directory.
         modality: "image" or "video"; a clip falls back to the image's statistics.
         default_max_pixels: where no budget is written.
+        default_statistics: where none are written.
 
     Raises:
         CheckpointError: a value has the wrong shape.
@@ -107,8 +121,8 @@ def read_processor_limits(model_dir: Path, modality: str, default_max_pixels: in
     content = image if modality == "image" else read_json(model_dir / "video_preprocessor_config.json")
     size = content.get("size") or {}
     max_pixels = content.get("max_pixels") or size.get("longest_edge") or default_max_pixels
-    mean = tuple(content.get("image_mean") or image.get("image_mean") or ImageStatistics.mean)
-    std = tuple(content.get("image_std") or image.get("image_std") or ImageStatistics.std)
+    mean = tuple(content.get("image_mean") or image.get("image_mean") or default_statistics.mean)
+    std = tuple(content.get("image_std") or image.get("image_std") or default_statistics.std)
     if len(mean) != len(std) or not all(value > 0 for value in std):
         raise CheckpointError(f"{model_dir}: image_mean {mean} and image_std {std} do not fit")
     return ProcessorLimits(int(max_pixels), ImageStatistics(mean, std))

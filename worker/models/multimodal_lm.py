@@ -5,6 +5,7 @@ Next: worker/models/qwen3_vl.py
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,12 +24,12 @@ class MultimodalLM(CausalLM):
     """See `CausalLM`.
 
     Args:
-        info: what the checkpoint says of itself; its modalities are those of the encoders.
+        info: what the checkpoint says of itself; which modalities are served is filled in here.
         decoder: the language model.
-        encoders: none in a text-only checkpoint, or where they are disabled.
+        encoders: none in a text-only checkpoint; no vision encoder where that is disabled.
         dtype: of weights and activations.
         device: where it runs.
-        encoders_disabled: the checkpoint has encoders and they were left unread.
+        vision_disabled: the checkpoint has a vision encoder and it was left unread.
 
     Raises:
         CheckpointError: an encoder's embeddings do not fit the language model.
@@ -42,19 +43,18 @@ class MultimodalLM(CausalLM):
         dtype: torch.dtype,
         device: torch.device,
         *,
-        encoders_disabled: bool = False,
+        vision_disabled: bool = False,
     ) -> None:
-        self.info = info
         self.decoder = decoder
         self.encoders = tuple(encoders)
+        modalities = tuple(modality for encoder in encoders for modality in encoder.modalities)
+        self.info = replace(info, modalities=modalities, vision_disabled=vision_disabled)
         self.dtype, self.device = dtype, device
         self.num_layers = decoder.num_attention_layers
         self.num_kv_heads = decoder.shape.num_kv_heads
         self.head_dim = decoder.shape.head_dim
         self.state_shape = decoder.shape.state
-        self._disabled = encoders_disabled
         self._encoder_of = {modality: encoder for encoder in self.encoders for modality in encoder.modalities}
-        assert tuple(sorted(self._encoder_of)) == tuple(sorted(info.modalities))
         for encoder in self.encoders:
             if encoder.hidden_size != info.hidden_size:
                 raise CheckpointError(
@@ -87,7 +87,7 @@ class MultimodalLM(CausalLM):
         encoder = self._encoder_of.get(modality)
         if encoder is not None:
             return encoder
-        if self._disabled and modality in VISUAL:
+        if self.info.vision_disabled and modality in VISUAL:
             raise FailedPrecondition("This worker serves without its vision encoder.", reason="VISION_DISABLED")
         raise Unimplemented(f"The model does not take {modality}.", reason="MODALITY_UNSUPPORTED", field="modality")
 

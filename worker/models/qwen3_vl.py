@@ -58,14 +58,14 @@ class Qwen3VL(MultimodalLM):
         *,
         disable_vision_encoder: bool = False,
     ) -> None:
-        text = parse_text_config(text_config_of(config), is_tied(config))
+        text = self.parse_text(text_config_of(config), is_tied(config))
         decoder = self.load_decoder(checkpoint, text)
         if disable_vision_encoder:
             checkpoint.skip("model.visual.")
         encoders = () if disable_vision_encoder else self.load_encoders(model_dir, config, checkpoint)
-        info = describe(model_dir, config, checkpoint, text, encoders)
+        info = describe(model_dir, config, checkpoint, text)
         super().__init__(
-            info, decoder, encoders, checkpoint.dtype, checkpoint.device, encoders_disabled=disable_vision_encoder
+            info, decoder, encoders, checkpoint.dtype, checkpoint.device, vision_disabled=disable_vision_encoder
         )
 
     @classmethod
@@ -75,6 +75,11 @@ class Qwen3VL(MultimodalLM):
         """Return the vision encoder alone; nothing in a text-only checkpoint."""
         section = vision_config_of(config)
         return () if section is None else (load_vision_encoder(model_dir, parse_vision_config(section), checkpoint),)
+
+    @classmethod
+    def parse_text(cls, config: Mapping[str, Any], tied: bool) -> TextConfig:
+        """Return the language model's part of config.json."""
+        return parse_text_config(config, tied)
 
     @classmethod
     def load_decoder(cls, checkpoint: Checkpoint, text: TextConfig) -> Decoder:
@@ -132,7 +137,6 @@ def describe(
     config: Mapping[str, Any],
     checkpoint: Checkpoint,
     text: TextConfig,
-    encoders: Sequence[ItemEncoder],
 ) -> ModelInfo:
     """Return what a Qwen-like checkpoint says of itself; marker ids default to Qwen3-VL's."""
     section = vision_config_of(config)
@@ -156,5 +160,4 @@ def describe(
         temporal_patch_size=vision.temporal_patch_size if vision else 1,
         in_channels=vision.in_channels if vision else 3,
         num_deepstack_layers=len(vision.deepstack_layers) if vision else 0,
-        modalities=tuple(modality for encoder in encoders for modality in encoder.modalities),
     )

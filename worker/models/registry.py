@@ -86,3 +86,12 @@ def _check_requirements(architecture: str, entry: Entry) -> None:
 
 REGISTRY = Registry()
 REGISTRY.register("Qwen3VLForConditionalGeneration", "worker.models.qwen3_vl:Qwen3VL")
+REGISTRY.register("Qwen3VLMoeForConditionalGeneration", "worker.models.qwen3_vl_moe:Qwen3VLMoe")
+REGISTRY.register("Glm4vForConditionalGeneration", "worker.models.glm4v:Glm4v")
+REGISTRY.register("Glm4vMoeForConditionalGeneration", "worker.models.glm4v_moe:Glm4vMoe")
+REGISTRY.register("Glm46VForConditionalGeneration", "worker.models.glm46v:Glm46V")
+REGISTRY.register("InternS1ProForConditionalGeneration", "worker.models.interns1_pro:InternS1Pro")
+REGISTRY.register("Qwen3_5ForConditionalGeneration", "worker.models.qwen3_5:Qwen3_5")
+REGISTRY.register("Qwen3_5ForCausalLM", "worker.models.qwen3_5:Qwen3_5")
+REGISTRY.register("Qwen3_5MoeForConditionalGeneration", "worker.models.qwen3_5_moe:Qwen3_5Moe")
+REGISTRY.register("Qwen3_5MoeForCausalLM", "worker.models.qwen3_5_moe:Qwen3_5Moe")

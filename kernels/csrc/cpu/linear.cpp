@@ -1,18 +1,16 @@
 // Linear layers in fp32 over weights packed once, for any number of rows: streaming them for one row or eight is as
 // fast as memory allows, and some hundred rows run near the processor's peak.
 //
-// Packed weight: panels of 16 output rows, each [in_features][16]. With a gated activation, panels of gate rows and up
-// rows alternate, so that one thread has both at hand.
+// Packed weight: see panels.h.
 //
 // Reference: tessera_kernels/linear.py TorchWeight
-// Next: kernels/csrc/cpu/attention.cpp
+// Next: kernels/csrc/cpu/moe.cpp
 
 #include <omp.h>
 
-#include <algorithm>
 #include <vector>
 
-#include "tile.h"
+#include "panels.h"
 
 namespace {
 
@@ -21,64 +19,6 @@ using namespace tessera;
 enum Activation { kNone = 0, kGeluTanh = 1, kSwiGlu = 2 };
 
 constexpr long kRowsAtOnce = 768;  // rows of x whose packed copy is worked on at a time
-constexpr int kAhead = 1024;        // floats: 512 leave memory waiting, 4096 fill the cache with what is not needed yet
-constexpr long kDepthAtOnce = kLanes == kPanel ? 128 : 256;  // k of a weight block that stays in the first cache
-
-// Rows of x in blocks of equal height (as far as they go), each block [in_features][height].
-struct PackedRows {
-  long rows, depth, blocks;
-  float* data;
-
-  long begin(long block) const { return rows * block / blocks; }
-  int height(long block) const { return int(begin(block + 1) - begin(block)); }
-
-  void pack(long block, const float* x) const {
-    const long first = begin(block);
-    const int count = height(block);
-    float* to = data + first * depth;
-    for (int row = 0; row < count; ++row) {
-      const float* from = x + (first + row) * depth;
-      for (long k = 0; k < depth; ++k) to[k * count + row] = from[k];
-    }
-  }
-
-  Packed at(long block, long k) const {
-    const int count = height(block);
-    return {data + begin(block) * depth + k * count};
-  }
-};
-
-// sums[half][row][16] = x times the panels at `weight` (one or two).
-void multiply_panels(const PackedRows& x, const float* weight, int panels, float* sums) {
-  const long depth = x.depth, half = x.rows * kPanel;
-  const long step = x.blocks == 1 ? depth : kDepthAtOnce;
-  for (long k = 0; k < depth; k += step) {
-    const long count = std::min(step, depth - k);
-    if (kLanes == kPanel) {
-      const float* b0 = weight + k * kPanel;
-      const float* b1 = panels == 2 ? b0 + depth * kPanel : b0;
-      for (long block = 0; block < x.blocks; ++block) {
-        float* c = sums + x.begin(block) * kPanel;
-        run_tile<kAhead>(x.height(block), x.at(block, k), b0, b1, kPanel, count, c, c + half, kPanel, k > 0);
-      }
-    } else {
-      for (int panel = 0; panel < panels; ++panel) {
-        const float* b = weight + (panel * depth + k) * kPanel;
-        for (long block = 0; block < x.blocks; ++block) {
-          float* c = sums + panel * half + x.begin(block) * kPanel;
-          run_tile<kAhead>(x.height(block), x.at(block, k), b, b + kLanes, kPanel, count, c, c + kLanes, kPanel, k > 0);
-        }
-      }
-    }
-  }
-}
-
-void write_lanes(float* to, const float* from, long count) {
-  if (count >= kPanel)
-    std::memcpy(to, from, kPanel * sizeof(float));
-  else
-    std::memcpy(to, from, count * sizeof(float));
-}
 
 // One panel of plain output: bias, activation, and out to the rows.
 void finish_panel(float* sums, long rows, const float* bias, Activation activation, float* out, long out_stride,
@@ -93,17 +33,6 @@ void finish_panel(float* sums, long rows, const float* bias, Activation activati
       store(from + lane, value);
     }
     write_lanes(out + row * out_stride, from, columns);
-  }
-}
-
-// A panel of gates and one of ups: silu(gate) * up.
-void finish_gated(float* sums, long rows, float* out, long out_stride, long columns) {
-  for (long row = 0; row < rows; ++row) {
-    float* gate = sums + row * kPanel;
-    const float* up = gate + rows * kPanel;
-    for (int lane = 0; lane < kPanel; lane += kLanes)
-      store(gate + lane, silu(load(gate + lane)) * load(up + lane));
-    write_lanes(out + row * out_stride, gate, columns);
   }
 }
 
@@ -154,25 +83,24 @@ TESSERA_EXPORT void tessera_linear(const float* x, const float* packed, const fl
   thread_local std::vector<float> packed_rows;  // grows to the largest call, then stays
   for (long first = 0; first < rows; first += kRowsAtOnce) {
     const long count = std::min(kRowsAtOnce, rows - first);
-    PackedRows block{count, in_features, (count + kMaxTileRows - 1) / kMaxTileRows, nullptr};
     if (packed_rows.size() < size_t(count * in_features)) packed_rows.resize(count * in_features);
-    block.data = packed_rows.data();
-    const float* from = x + first * in_features;
+    const PackedRows block(count, in_features, packed_rows.data());
+    const auto row = [=](long i) { return x + (first + i) * in_features; };
     float* to = out + first * columns;
     const bool few = block.blocks == 1;  // a barrier would cost more than packing them here
-    if (few) block.pack(0, from);
+    if (few) block.pack(0, row);
 #pragma omp parallel num_threads(threads)
     {
       if (!few) {
 #pragma omp for schedule(static)
-        for (long b = 0; b < block.blocks; ++b) block.pack(b, from);
+        for (long b = 0; b < block.blocks; ++b) block.pack(b, row);
       }
       thread_local std::vector<float> sums;
       if (sums.size() < size_t(2 * count * kPanel)) sums.resize(2 * count * kPanel);
 #pragma omp for schedule(dynamic, chunk) nowait
       for (long unit = 0; unit < units; ++unit) {
         const int here = int(std::min(2L, panels - 2 * unit));
-        multiply_panels(block, packed + 2 * unit * in_features * kPanel, here, sums.data());
+        multiply_panels<false>(block, packed + 2 * unit * in_features * kPanel, here, sums.data());
         if (gated) {
           const long column = unit * kPanel;
           finish_gated(sums.data(), count, to + column, columns, columns - column);

@@ -1,6 +1,6 @@
 // The one inner loop of GEMM and attention: a tile of MR rows by two vectors, in registers over the whole of k.
 //
-// Next: kernels/csrc/cpu/linear.cpp
+// Next: kernels/csrc/cpu/panels.h
 
 #pragma once
 
@@ -58,12 +58,13 @@ struct Strided {
 // c[row][0..1] (+)= sum over k of a(row, k) * (b0[k * b_stride ..], b1[k * b_stride ..]).
 //
 // kAhead: floats of B fetched ahead of their use; 0 where B is in the cache, or its end is near.
+// kFixedOrder: each row's sum is taken in the same order whatever MR is.
 // c: row r at c0 + r * c_stride and c1 + r * c_stride; added to where `accumulate` is set, else overwritten.
-template <int MR, int kAhead, typename A>
+template <int MR, int kAhead, bool kFixedOrder = false, typename A>
 static inline void tile(A a, const float* b0, const float* b1, long b_stride, long depth, float* c0, float* c1,
                         long c_stride, bool accumulate) {
   // A few rows alone would wait for each other's sums: several partial sums, taken over k in turn.
-  constexpr int kUnroll = MR == 1 ? 4 : MR <= 3 ? 2 : 1;
+  constexpr int kUnroll = kFixedOrder ? 1 : MR == 1 ? 4 : MR <= 3 ? 2 : 1;
   vfloat sum[kUnroll][MR][2] = {};
   long k = 0;
   for (; k + kUnroll <= depth; k += kUnroll) {
@@ -106,13 +107,13 @@ static inline void tile(A a, const float* b0, const float* b1, long b_stride, lo
 }
 
 // Runs `tile` with a number of rows that is known only now: 1 to kMaxTileRows.
-template <int kAhead, typename A>
+template <int kAhead, bool kFixedOrder = false, typename A>
 static inline void run_tile(int rows, A a, const float* b0, const float* b1, long b_stride, long depth, float* c0,
                             float* c1, long c_stride, bool accumulate) {
-#define TESSERA_TILE(MR)                                                          \
-  case MR:                                                                   \
-    if constexpr (MR <= kMaxTileRows)                                        \
-      tile<MR, kAhead>(a, b0, b1, b_stride, depth, c0, c1, c_stride, accumulate); \
+#define TESSERA_TILE(MR)                                                                            \
+  case MR:                                                                                          \
+    if constexpr (MR <= kMaxTileRows)                                                               \
+      tile<MR, kAhead, kFixedOrder>(a, b0, b1, b_stride, depth, c0, c1, c_stride, accumulate);      \
     break;
   switch (rows) {
     TESSERA_TILE(1)

@@ -52,12 +52,13 @@ def test_qk_norm_rope(rows: int, head_dim: int, half: int) -> None:
     assert torch.equal(ours[:, values:], theirs[:, values:])
 
 
-def test_rope_qk() -> None:
-    """An encoder's queries and keys are turned, without a norm."""
-    ours, angles = randn(9, 3 * 2 * 24), randn(9, 12)
+@pytest.mark.parametrize(("kv_heads", "half"), [(None, 12), (2, 12), (1, 6)])
+def test_rope_qk(kv_heads: int | None, half: int) -> None:
+    """Queries and keys are turned without a norm, in an encoder and where key heads are fewer, in whole or in part."""
+    ours, angles = randn(9, (2 + 2 * (kv_heads or 2)) * 24), randn(9, half)
     theirs = ours.clone()
-    ops.rope_qk(ours, angles.cos(), angles.sin(), 2)
-    reference.rope_qk(theirs, angles.cos(), angles.sin(), 2)
+    ops.rope_qk(ours, angles.cos(), angles.sin(), 2, kv_heads)
+    reference.rope_qk(theirs, angles.cos(), angles.sin(), 2, kv_heads)
     assert_close(ours, theirs)
 
 

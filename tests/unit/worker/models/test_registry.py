@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from worker.models.checkpoint import CheckpointError
-from worker.models.registry import REGISTRY, Registry
+from worker.models.registry import REGISTRY, Registry, Requirement
 
 
 def test_a_class_is_imported_when_asked_for() -> None:
@@ -44,6 +44,23 @@ def test_an_unknown_name_lists_what_is_served() -> None:
     registry.register("A", "collections:OrderedDict")
     with pytest.raises(CheckpointError, match="architecture X, Y is not served; served are A, B"):
         registry.resolve(["X", "Y"])
+
+
+def test_a_name_is_never_matched_by_its_prefix() -> None:
+    """An architecture that begins like a served one is refused by its own name."""
+    for name in ("InternS2PreviewForConditionalGeneration", "Qwen3VLForConditionalGenerationPreview", "Qwen3VL"):
+        with pytest.raises(CheckpointError, match=f"architecture {name} is not served"):
+            REGISTRY.resolve([name])
+
+
+def test_what_an_architecture_needs_is_checked_for_it_alone() -> None:
+    """A missing package fails the architecture that needs it, in one line with the remedy, and no other."""
+    registry = Registry()
+    registry.register("B", "collections:OrderedDict")
+    registry.register("A", "collections:Counter", requires=[Requirement("no_such_package", "pip install no-such")])
+    assert registry.resolve(["B"])[0] == "B"
+    with pytest.raises(CheckpointError, match=r"^A needs the package no_such_package: pip install no-such$"):
+        registry.resolve(["A"])
 
 
 def test_the_worker_serves_qwen3_vl() -> None:

@@ -1,0 +1,87 @@
+"""Qwen3-VL-MoE: Qwen3-VL whose feed-forward layers are mixtures of experts, all of them or every n-th.
+
+Next: worker/layers/moe.py
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from worker.layers.moe import MoeMlp, MoeShape, softmax_topk
+from worker.layers.source import WeightSource
+from worker.models.checkpoint import CheckpointError
+from worker.models.decoder import FeedForward
+from worker.models.qwen3_vl import Qwen3VL
+from worker.models.qwen3_vl_config import TextConfig, parse_text_config
+
+
+@dataclass(frozen=True)
+class MoeTextConfig(TextConfig):
+    """The language model.
+
+    Args:
+        moe: sizes of a mixture-of-experts layer.
+        experts_per_token: routed experts of a token.
+        sparse_step: every `sparse_step`-th layer is a mixture, the first of them layer `sparse_step - 1`.
+        dense_layers: layers that are none all the same, `mlp_only_layers`.
+    """
+
+    moe: MoeShape
+    experts_per_token: int
+    sparse_step: int
+    dense_layers: tuple[int, ...]
+
+    def is_sparse(self, index: int) -> bool:
+        """Tell whether decoder layer `index` is a mixture of experts."""
+        return index not in self.dense_layers and (index + 1) % self.sparse_step == 0
+
+
+def parse_moe_text_config(config: Mapping[str, Any], tied: bool) -> MoeTextConfig:
+    """Return the language model's part of config.json; see `parse_text_config`.
+
+    Raises:
+        CheckpointError: a field is missing or has a value that is not served.
+    """
+    text = parse_text_config(config, tied)
+    sizes = {
+        "num_experts": config.get("num_experts") or config.get("num_local_experts"),
+        "num_experts_per_tok": config.get("num_experts_per_tok"),
+        "moe_intermediate_size": config.get("moe_intermediate_size"),
+    }
+    for key, value in sizes.items():
+        if not value:
+            raise CheckpointError(f"config.json: text_config.{key} is missing")
+    num_experts, k = int(sizes["num_experts"]), int(sizes["num_experts_per_tok"])  # type: ignore[arg-type]
+    if k > num_experts:
+        raise CheckpointError(f"config.json: text_config.num_experts_per_tok is {k}, but there are {num_experts}")
+    return MoeTextConfig(
+        **vars(text),
+        moe=MoeShape(text.hidden_size, int(sizes["moe_intermediate_size"]), num_experts),  # type: ignore[arg-type]
+        experts_per_token=k,
+        sparse_step=config.get("decoder_sparse_step") or 1,
+        dense_layers=tuple(config.get("mlp_only_layers") or ()),
+    )
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """The model; see `Qwen3VL`. Vision tower and positions are the dense model's."""
+
+    @classmethod
+    def parse_text(cls, config: Mapping[str, Any], tied: bool) -> MoeTextConfig:
+        """Return the language model's part of config.json."""
+        return parse_moe_text_config(config, tied)
+
+    @classmethod
+    def load_mlp(cls, source: WeightSource, text: TextConfig, index: int) -> FeedForward:
+        """Return the feed-forward layer of decoder layer `index`: a mixture of experts, or dense."""
+        assert isinstance(text, MoeTextConfig)
+        if not text.is_sparse(index):
+            return super().load_mlp(source, text, index)
+        return MoeMlp.load(source, text.moe, partial(softmax_topk, k=text.experts_per_token))
+
+    @classmethod
+    def inner_width(cls, text: TextConfig) -> int:
+        """Return the numbers of a token that the widest feed-forward layer holds at once."""
+        assert isinstance(text, MoeTextConfig)
+        return max(super().inner_width(text), text.moe.workspace(text.experts_per_token))
