@@ -33,27 +33,30 @@ class Prompt:
 
     def item(self, model: CausalLM, item: EncoderInput, between: Sequence[int] = (11, 12)) -> "Prompt":
         """Append an item's runs of placeholders, with text between those of a clip."""
-        video = item.modality == "video"
-        token = model.info.video_token_id if video else model.info.image_token_id
-        frames, height, width = item.grid_thw
-        length = model.item_tokens(ItemSize(item.modality, (1, height, width)))
+        token, kind = {
+            "image": (model.info.image_token_id, 1),
+            "video": (model.info.video_token_id, 2),
+            "time_series": (model.info.time_series_token_id, 3),
+        }[item.modality]
+        frame = item.size if item.grid_thw is None else ItemSize(item.modality, (1, *item.grid_thw[1:]))
+        length = model.item_tokens(frame)
         ranges = []
-        for index in range(frames):
+        for index in range(1 if item.grid_thw is None else item.grid_thw[0]):
             if index:
                 self.text(between)
             ranges.append(PlaceholderRange(len(self.ids), length))
             self.ids += [token] * length
-            self.mm_token_type_ids += [2 if video else 1] * length
+            self.mm_token_type_ids += [kind] * length
         self.items.append(item)
         self.ranges.append(ranges)
         return self
 
 
 class Driver:
-    """One sequence on a shared cache, with blocks in an order that is not ascending."""
+    """One sequence on a shared cache, with blocks in an order that is not ascending; `slot` is its recurrent state's."""
 
-    def __init__(self, model: CausalLM, cache: KVCache, prompt: Prompt, blocks: Sequence[int]) -> None:
-        self.model, self.cache, self.prompt, self.blocks = model, cache, prompt, list(blocks)
+    def __init__(self, model: CausalLM, cache: KVCache, prompt: Prompt, blocks: Sequence[int], slot: int = 0) -> None:
+        self.model, self.cache, self.prompt, self.blocks, self.slot = model, cache, prompt, list(blocks), slot
         self.ids = list(prompt.ids)
         layouts = [
             ItemLayout(item.modality, ranges, item.grid_thw)
@@ -118,6 +121,7 @@ def make_batch(sequences: Sequence[tuple[Driver, int]], all_logits: bool = False
         logits_indices=torch.tensor(wanted),
         query_lens=tuple(lens),
         kv_lens=tuple(kv_lens),
+        state_slots=torch.tensor([driver.slot for driver, _ in sequences]),
         mm_embeds=torch.stack(embeds) if rows else None,
         mm_positions=torch.tensor(rows) if rows else None,
         mm_deepstack=torch.stack(sides, dim=1) if sides else None,
@@ -131,12 +135,17 @@ def make_batch(sequences: Sequence[tuple[Driver, int]], all_logits: bool = False
 def make_drivers(model: CausalLM, prompts: Sequence[Prompt], room: int = 32) -> list[Driver]:
     """Return a driver for each prompt on one cache, their blocks shuffled."""
     needed = [-(-(len(prompt.ids) + room) // BLOCK_SIZE) for prompt in prompts]
-    cache = model.make_kv_cache(sum(needed) + 1, BLOCK_SIZE)
+    slots = len(prompts) + 2 if model.state_shape else 0
+    cache = model.make_kv_cache(sum(needed) + 1, BLOCK_SIZE, slots)
     cache.blocks.fill_(float("nan"))  # what was never written must never be read
+    if cache.states is not None:
+        cache.states.conv.fill_(float("nan"))
+        cache.states.recurrent.fill_(float("nan"))
     order = np.random.default_rng(7).permutation(sum(needed) + 1).tolist()
     drivers = []
     for prompt, count in zip(prompts, needed, strict=True):
-        drivers.append(Driver(model, cache, prompt, [order.pop() for _ in range(count)]))
+        blocks = [order.pop() for _ in range(count)]
+        drivers.append(Driver(model, cache, prompt, blocks, slot=max(slots - 2 - len(drivers), 0)))
     return drivers
 
 
