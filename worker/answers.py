@@ -57,6 +57,9 @@ def load_of(load: LoadReport) -> pb.LoadReport:
         pinned_items=load.pinned_items,
         encoder_cache_bytes=load.encoder_cache_bytes,
         staged_bytes=load.staged_bytes,
+        total_state_slots=load.total_state_slots,
+        running_state_slots=load.running_state_slots,
+        state_checkpoints=load.state_checkpoints,
     )
 
 

@@ -58,6 +58,7 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
     loaded = time.monotonic()
     config = size_engine(model, engine_options(settings), free_bytes(model.device))
     engine = Engine(config, model)
+    states = engine.runner.kv_cache.states
     report("warming", 0.0)
     warm_up(engine)
     log.info(
@@ -71,6 +72,7 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
         num_blocks=config.num_blocks,
         max_model_len=config.max_model_len,
         encoder_cache_bytes=config.encoder_cache_bytes,
+        state_bytes=states.size_bytes if states else 0,
         load_s=round(loaded - start, 3),
         warm_up_s=round(time.monotonic() - loaded, 3),
     )

@@ -29,22 +29,36 @@ class WorkerSettings:
     )
     threads: int = field(default=0, metadata={"help": "threads of the arithmetic on the CPU; 0 = all cores"})
     disable_vision_encoder: bool = field(
-        default=False, metadata={"help": "leave the vision weights out and refuse media"}
+        default=False, metadata={"help": "leave the vision weights unread and refuse images and clips"}
     )
 
     max_model_len: int | None = field(
         default=None, metadata={"help": "most tokens of prompt and answer; default: the model's, if the KV cache fits"}
     )
-    max_sequences: int = field(default=64, metadata={"help": "most sequences that run at once"})
+    max_sequences: int | None = field(
+        default=None,
+        metadata={"help": "most sequences that run at once; default: 64, if recurrent states leave memory for KV"},
+    )
     max_batched_tokens: int = field(default=2048, metadata={"help": "most tokens of one step"})
     block_size: int = field(default=16, metadata={"help": "tokens of a KV block"})
     num_blocks: int | None = field(default=None, metadata={"help": "KV blocks; goes before --kv-cache-bytes"})
     kv_cache_bytes: int | None = field(
-        default=None, metadata={"help": "bytes of the KV cache; goes before --kv-cache-share", "unit": "bytes"}
+        default=None,
+        metadata={"help": "bytes of KV blocks and recurrent states; goes before --kv-cache-share", "unit": "bytes"},
     )
     kv_cache_share: float | None = field(
         default=None,
-        metadata={"help": "share of the free memory for the KV cache; default 0.9 on a GPU, 0.25 on a CPU"},
+        metadata={"help": "share of the free memory for both; default 0.9 on a GPU, 0.25 on a CPU"},
+    )
+    state_checkpoints: int | None = field(
+        default=None,
+        metadata={
+            "help": "recurrent states that a hybrid model keeps for its prefix cache; "
+            "default: two for each sequence, if memory allows; 0 = no prefix cache"
+        },
+    )
+    state_passing_share: float = field(
+        default=0.5, metadata={"help": "share of these that answers may take while they grow; the rest is for prompts"}
     )
     encoder_cache_bytes: int | None = field(
         default=None,

@@ -30,6 +30,7 @@ STATES = {
 SPECIAL_TOKENS = {
     "image": "image_token_id",
     "video": "video_token_id",
+    "time_series": "time_series_token_id",
     "vision_start": "vision_start_token_id",
     "vision_end": "vision_end_token_id",
 }
@@ -79,7 +80,7 @@ def describe_engine(engine: "Engine", model_dir: Path) -> pb.DescribeResponse:
         architecture=info.architecture,
         fingerprint=fingerprint(model_dir),
         modalities=[Modality(name).to_proto() for name in info.modalities],
-        vision_disabled=is_vision_disabled(info),
+        vision_disabled=info.vision_disabled,
         max_model_len=config.max_model_len,
         vocab_size=info.vocab_size,
         hidden_size=info.hidden_size,
@@ -95,12 +96,8 @@ def describe_engine(engine: "Engine", model_dir: Path) -> pb.DescribeResponse:
         device=str(model.device),
         dtype=info.dtype,
         ops=ops.implementations(model.dtype, model.device, model.head_dims),
+        weight_bytes=model.weight_bytes,
     )
-
-
-def is_vision_disabled(info: "ModelInfo") -> bool:
-    """Return whether the model could see and was told not to."""
-    return not info.modalities and info.image_token_id is not None
 
 
 def geometry_of(info: "ModelInfo") -> ItemGeometry:
@@ -111,6 +108,7 @@ def geometry_of(info: "ModelInfo") -> ItemGeometry:
         temporal_patch_size=info.temporal_patch_size,
         hidden_size=info.hidden_size,
         num_deepstack_layers=info.num_deepstack_layers,
+        time_series=Modality.TIME_SERIES in info.modalities,
     )
 
 

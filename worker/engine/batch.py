@@ -27,9 +27,11 @@ class BatchBuilder:
     Args:
         config: limits.
         device: where the model runs.
+        has_state: whether the model keeps recurrent state.
     """
 
-    def __init__(self, config: EngineConfig, device: torch.device) -> None:
+    def __init__(self, config: EngineConfig, device: torch.device, has_state: bool = False) -> None:
+        self._has_state = has_state
         self._block_size = config.block_size
         self._device = device
         self._max_blocks = config.blocks_for(config.max_model_len)
@@ -38,6 +40,7 @@ class BatchBuilder:
         self._positions = np.zeros(3 * tokens, np.int64)
         self._slots = np.zeros(tokens, np.int64)
         self._tables = np.zeros(sequences * self._max_blocks, np.int32)
+        self._state_slots = np.zeros(sequences, np.int64)
 
     def build(self, chunks: Iterable[Chunk], encoded: EncodedItem) -> ForwardBatch:
         """Flatten the chunks.
@@ -74,6 +77,7 @@ class BatchBuilder:
             logits_indices=self._tensor(np.array(wanted, np.int64)),
             query_lens=query_lens,
             kv_lens=kv_lens,
+            state_slots=self._states(chunks) if self._has_state else None,
             mm_embeds=embeds,
             mm_positions=rows,
             mm_deepstack=deepstack,
@@ -120,6 +124,11 @@ class BatchBuilder:
             tables[number, : len(row)] = row
             tables[number, len(row) :] = row[0]
         return tables
+
+    def _states(self, chunks: list[Chunk]) -> torch.Tensor:
+        slots = self._state_slots[: len(chunks)]
+        slots[:] = [chunk.sequence.state_slot for chunk in chunks]
+        return self._tensor(slots)
 
     def _gather(self, chunks: list[Chunk], starts: np.ndarray, encoded: EncodedItem) -> Rows:
         """Return the embeddings, rows and deepstack features of all placeholder tokens of the batch."""

@@ -22,6 +22,8 @@ class EngineConfig:
         enable_prefix_cache: reuse blocks of equal prefixes.
         staged_bytes: most bytes of staged items.
         staged_ttl_s: seconds that an unwanted staged item is kept.
+        state_checkpoints: slots that keep recurrent state for reuse; of no matter where the model has none.
+        state_passing_share: share of them that answers may take while they grow, the rest is for prompts.
     """
 
     max_model_len: int
@@ -35,6 +37,8 @@ class EngineConfig:
     enable_prefix_cache: bool = True
     staged_bytes: int = 1 << 30
     staged_ttl_s: float = 300.0
+    state_checkpoints: int = 32
+    state_passing_share: float = 0.5
 
     def __post_init__(self) -> None:
         assert self.block_size > 0 and self.max_sequences > 0
@@ -44,6 +48,11 @@ class EngineConfig:
     def blocks_for(self, num_tokens: int) -> int:
         """Return the blocks that so many tokens take."""
         return -(-num_tokens // self.block_size)
+
+    @property
+    def passing_checkpoints(self) -> int:
+        """Most checkpoints that move along with running sequences, or were left by them at their ends."""
+        return min(self.state_checkpoints, max(1, int(self.state_checkpoints * self.state_passing_share)))
 
     @property
     def max_item_tokens(self) -> int:

@@ -27,10 +27,12 @@ from worker.engine.output import (
     SequenceUpdate,
     StepOutput,
 )
+from worker.engine.refusal import refusal_of
 from worker.engine.sampler import Draw, Sampler
 from worker.engine.schedule import Chunk, EncodeTask, Schedule
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence, SequenceGroup, Status
+from worker.engine.state_pool import StatePool
 from worker.models.base import CausalLM
 
 log = structlog.get_logger(__name__)
@@ -52,7 +54,10 @@ class Engine:
         self.pool = BlockPool(config.num_blocks, config.enable_prefix_cache)
         self.encoder_cache = EncoderCache(config.encoder_cache_bytes, config.retain_encoded)
         self.items = ItemStore(config.staged_bytes, config.staged_ttl_s, clock)
-        self.scheduler = Scheduler(config, self.pool, self.encoder_cache, self.items)
+        self.states: StatePool | None = None
+        if model.state_shape is not None:
+            self.states = StatePool(config.max_sequences, config.state_checkpoints, config.passing_checkpoints)
+        self.scheduler = Scheduler(config, self.pool, self.encoder_cache, self.items, self.states)
         self.runner = ModelRunner(config, model, self.encoder_cache)
         self.sampler = Sampler()
         self.num_steps = 0
@@ -75,7 +80,7 @@ class Engine:
         """
         if group.key in self._groups:
             raise InvalidArgument("This request is running already.", reason="REQUEST_ID_IN_USE", field="request_id")
-        refusal = self.scheduler.refusal(group)
+        refusal = refusal_of(group, self.config)
         if refusal is not None:
             raise error_for_code(refusal.code, refusal.message, reason=refusal.reason, field=refusal.field)
         positions, delta = self.runner.positions(group)
@@ -168,6 +173,9 @@ class Engine:
             pinned_items=self.encoder_cache.num_pinned,
             encoder_cache_bytes=self.encoder_cache.used_bytes,
             staged_bytes=self.items.used_bytes,
+            total_state_slots=self.states.num_slots if self.states else 0,
+            running_state_slots=self.states.num_running if self.states else 0,
+            state_checkpoints=self.states.num_checkpoints if self.states else 0,
         )
 
     def _schedule(self) -> Schedule:
@@ -208,10 +216,28 @@ class Engine:
         if not plan.chunks:
             return {}
         self.runner.copy_blocks(plan.copies)
+        self.runner.copy_states(plan.state_loads.values())
+        self.scheduler.loaded(plan)
         try:
             return self._draw(list(plan.chunks.values()))
-        except Exception:
+        except Exception as error:
             log.error("step_failed", num_sequences=len(plan.chunks), num_tokens=plan.num_tokens, exc_info=True)
+            if self.states is None:
+                return self._run_each(plan)
+            self._suspect_all(plan, error)
+            return {}
+
+    def _suspect_all(self, plan: Schedule, error: Exception) -> None:
+        """Let each sequence of a failed step run alone, in steps to come; one that just did so is the one to blame.
+
+        Running a chunk again at once would update states twice.
+        """
+        for chunk in tuple(plan.chunks.values()):
+            if not self.scheduler.suspect(chunk, plan):
+                log.error("sequence_failed", request_id=chunk.sequence.group.request_id)
+                self._fail(chunk.sequence, error)
+
+    def _run_each(self, plan: Schedule) -> dict[Sequence, Draw]:
         draws: dict[Sequence, Draw] = {}
         for chunk in tuple(plan.chunks.values()):
             # Running a chunk again writes the same keys and values to the same slots.
@@ -233,11 +259,21 @@ class Engine:
     def _advance(self, plan: Schedule, draws: dict[Sequence, Draw]) -> None:
         for chunk in plan.chunks.values():
             prompt_is_computed = chunk.samples
-            self.scheduler.complete(chunk)
+            self.scheduler.complete(chunk, plan)
             if prompt_is_computed and chunk.sequence.forks:
-                self.scheduler.fork(chunk.sequence)
+                self.scheduler.fork(chunk.sequence, plan)
+        if plan.state_saves:
+            self._save_states(plan)
         for sequence, draw in draws.items():
             self._append(sequence, draw)
+
+    def _save_states(self, plan: Schedule) -> None:
+        try:
+            self.runner.copy_states(plan.state_saves)
+        except Exception:
+            self.scheduler.saved(plan, failed=True)
+            raise
+        self.scheduler.saved(plan)
 
     def _append(self, sequence: Sequence, draw: Draw) -> None:
         sequence.token_ids.append(draw.token_id)
@@ -313,7 +349,7 @@ class Engine:
     def _publish(self, plan: Schedule) -> StepOutput:
         self.num_steps += 1
         updates, self._updates = self._updates, []
-        return StepOutput(self.num_steps, updates, plan.need_items, self.load(), worked=bool(plan))
+        return StepOutput(self.num_steps, updates, plan.need_items, self.load(), worked=bool(plan) or plan.has_failed)
 
 
 def _rows_to_sample(chunks: Iterable[Chunk]) -> list[tuple[int, Sequence]]:

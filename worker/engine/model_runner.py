@@ -1,13 +1,14 @@
-"""Runs what was scheduled: copies blocks, encodes items, builds the batch, calls the model.
+"""Runs what was scheduled: copies blocks and states, encodes items, builds the batch, calls the model.
 
 Next: worker/engine/sampler.py
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
 
+from tessera.errors import InvalidArgument
 from tessera.items import MultimodalItem
 from worker.engine.batch import BatchBuilder
 from worker.engine.config import EngineConfig
@@ -20,7 +21,7 @@ TORCH_DTYPES = {"U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16,
 
 
 class ModelRunner:
-    """Owns the model and its KV cache.
+    """Owns the model, its KV cache and its recurrent states.
 
     Args:
         config: limits.
@@ -30,9 +31,11 @@ class ModelRunner:
 
     def __init__(self, config: EngineConfig, model: CausalLM, cache: EncoderCache) -> None:
         self.model = model
-        self.kv_cache = model.make_kv_cache(config.num_blocks, config.block_size)
+        has_state = model.state_shape is not None
+        num_slots = config.max_sequences + config.state_checkpoints if has_state else 0
+        self.kv_cache = model.make_kv_cache(config.num_blocks, config.block_size, num_slots)
         self._cache = cache
-        self._builder = BatchBuilder(config, model.device)
+        self._builder = BatchBuilder(config, model.device, has_state)
 
     def positions(self, group: SequenceGroup) -> tuple[np.ndarray, int]:
         """Return the prompt's positions, int64 (3, prompt tokens), and what to add to a later token's index.
@@ -57,14 +60,38 @@ class ModelRunner:
             self.kv_cache.copy_blocks(pairs)
 
     @torch.inference_mode()
+    def copy_states(self, pairs: Collection[tuple[int, int]]) -> None:
+        """Copy recurrent states, (source slot, destination slot); no slot is both."""
+        if pairs:
+            assert self.kv_cache.states is not None
+            self.kv_cache.states.copy(tuple(pairs))
+
+    @torch.inference_mode()
     def encode(self, tasks: list[EncodeTask]) -> None:
-        """Encode items in one batch and put them into the encoder cache."""
+        """Encode items in one batch and put them into the encoder cache.
+
+        Raises:
+            InvalidArgument: an item owns other tokens than its ranges cover; nothing was encoded.
+        """
         if not tasks:
             return
-        outputs = self.model.encode([encoder_input(task.item) for task in tasks])  # type: ignore[arg-type]
+        inputs = [encoder_input(task.item) for task in tasks]  # type: ignore[arg-type]
+        for task, item in zip(tasks, inputs, strict=True):
+            self._check_tokens(task, item)
+        outputs = self.model.encode(inputs)
         for task, output in zip(tasks, outputs, strict=True):
             assert output.embeddings.shape[0] == task.num_tokens, "the encoder returned a wrong number of rows"
             self._cache.put(task.key, _owned(output))
+
+    def _check_tokens(self, task: EncodeTask, item: EncoderInput) -> None:
+        """Compare what a submission said of an item, before its bytes were here, with the bytes."""
+        owned = item.tensor.shape[0] if item.kind == "embeddings" else self.model.item_tokens(item.size)
+        if owned != task.num_tokens:
+            raise InvalidArgument(
+                f"An item owns {owned} tokens; its ranges cover {task.num_tokens}.",
+                reason="RANGE_LENGTH",
+                field="items",
+            )
 
     def prepare(self, chunks: Iterable[Chunk]) -> ForwardBatch:
         """Return the batch of some chunks, whose items have been encoded."""

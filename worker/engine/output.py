@@ -103,7 +103,10 @@ class NeedItem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """How busy the engine is after a step; blocks satisfy free + cached + used = total."""
+    """How busy the engine is after a step; blocks satisfy free + cached + used = total.
+
+    Slots of recurrent state are all 0 for a model that keeps none; running and checkpoints leave the free ones.
+    """
 
     waiting: int
     running: int
@@ -114,6 +117,9 @@ class LoadReport:
     pinned_items: int
     encoder_cache_bytes: int
     staged_bytes: int
+    total_state_slots: int = 0
+    running_state_slots: int = 0
+    state_checkpoints: int = 0
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """Continuous batching: every step, decodes first, then prefill chunks, then new sequences, under one token budget.
 
 Sequences are served by rank: higher priority, then earlier arrival. Where blocks run out, the last in rank gives its
-own up and recomputes them later (prompt and generated tokens alike), so that the first always advances.
+own up and recomputes them later (prompt and generated tokens alike), so that the first always advances. What a model
+with recurrent state needs besides is the state ledger's business; without one, nothing of it costs anything.
 
 Next: worker/engine/batch.py
 """
@@ -14,9 +15,10 @@ from worker.engine.config import EngineConfig
 from worker.engine.encoder_cache import EncoderCache
 from worker.engine.item_ledger import ItemLedger
 from worker.engine.item_store import ItemStore
-from worker.engine.output import FailureCode, SequenceFailure
 from worker.engine.schedule import Chunk, Schedule
-from worker.engine.sequence import Sequence, SequenceGroup, SequenceItem, Status
+from worker.engine.sequence import Sequence, Status
+from worker.engine.state_ledger import StateLedger
+from worker.engine.state_pool import StatePool
 
 
 def _rank(sequence: Sequence) -> tuple[int, int, int]:
@@ -31,52 +33,32 @@ class Scheduler:
         pool: KV blocks.
         cache: encoded items.
         store: staged items.
+        states: slots of recurrent state, for a model that keeps one.
     """
 
-    def __init__(self, config: EngineConfig, pool: BlockPool, cache: EncoderCache, store: ItemStore) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        pool: BlockPool,
+        cache: EncoderCache,
+        store: ItemStore,
+        states: StatePool | None = None,
+    ) -> None:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._config = config
         self._pool = pool
         self._cache = cache
-        self._store = store
         self._items = ItemLedger(config, cache, store)
+        self._states = StateLedger(config, states) if states is not None else None
         self._deadlines: list[tuple[float, int, int, Sequence]] = []
         # Sequences whose owners have not been asked yet for what is missing.
         self._new: list[Sequence] = []
+        # Those of a failed step that are still to run alone, by rank.
+        self._suspects: list[Sequence] = []
 
     # --- what comes and goes
-
-    def refusal(self, group: SequenceGroup) -> SequenceFailure | None:
-        """Return why a request can never run here, or None."""
-        config, prompt, most = self._config, len(group.prompt_ids), group.params.max_tokens
-        if prompt >= config.max_model_len:
-            return SequenceFailure(
-                FailureCode.INVALID_ARGUMENT,
-                "PROMPT_TOO_LONG",
-                f"The prompt has {prompt} tokens; the context holds {config.max_model_len}, the answer included.",
-                "prompt_token_ids",
-            )
-        if prompt + most > config.max_model_len:
-            return SequenceFailure(
-                FailureCode.INVALID_ARGUMENT,
-                "CONTEXT_EXCEEDED",
-                f"A prompt of {prompt} tokens and max_tokens = {most} exceed the context of {config.max_model_len}.",
-                "sampling.max_tokens",
-            )
-        alive: list[SequenceItem] = []
-        for index, item in enumerate(group.items):
-            alive = [other for other in alive if other.end > item.ranges[0].offset] + [item]
-            together = sum(other.num_tokens for other in alive)
-            if together * config.item_token_bytes > config.encoder_cache_bytes:
-                return SequenceFailure(
-                    FailureCode.INVALID_ARGUMENT,
-                    "ITEM_TOO_LARGE",
-                    f"An item has {together} tokens; this worker encodes at most {config.max_item_tokens}.",
-                    f"items[{index}]",
-                )
-        return None
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence into the queue."""
@@ -98,9 +80,11 @@ class Scheduler:
             sequence.lead = None
         elif sequence.status is Status.RUNNING:
             self.running.remove(sequence)
-            self._free_blocks(sequence)
+            self._free_room(sequence)
         else:
             self.waiting.remove(sequence)
+        if sequence.trial_end is not None:
+            self._suspects.remove(sequence)
         sequence.status = Status.FINISHED
         self._items.release_all(sequence)
         self._promote_fork(sequence)
@@ -126,20 +110,25 @@ class Scheduler:
         """Return what the next step runs; blocks are allocated and items pinned for it."""
         plan = Schedule()
         self._ask_for_items(plan)
-        self._continue_decodes(plan)
-        self._continue_prefills(plan)
-        self._admit(plan)
+        none_is_held_up = self._run_suspect(plan)
+        if not plan.chunks:
+            self._continue_decodes(plan)
+            self._continue_prefills(plan)
+            if none_is_held_up:
+                self._admit(plan)
         while not plan and len(self.running) > 1:
             # Each waits for room that another one's pins or blocks take: the last in rank makes way.
             self._preempt(self.running[-1], plan)
             plan.cache_is_full = False
-            self._continue_prefills(plan)
+            self._run_suspect(plan)
+            if not plan.chunks:
+                self._continue_prefills(plan)
         # A preemption may have dropped what was to be encoded for its sake.
         plan.encodes = {key: task for key, task in plan.encodes.items() if key in self._cache}
         return plan
 
-    def complete(self, chunk: Chunk) -> None:
-        """Note that a chunk has run: its full blocks can be found, its passed items are let go."""
+    def complete(self, chunk: Chunk, plan: Schedule) -> None:
+        """Note that a chunk has run: its full blocks can be found, its passed items are let go, its state is saved."""
         sequence = chunk.sequence
         sequence.num_computed = chunk.end
         num_full = chunk.end // self._config.block_size
@@ -148,9 +137,39 @@ class Scheduler:
                 key = sequence.block_key(index, self._config.block_size)
                 self._pool.register(sequence.block_table[index], key)
             sequence.num_registered = num_full
+        if self._states is not None:
+            self._states.complete(chunk, plan)
+            if sequence.trial_end is not None and chunk.end >= sequence.trial_end:
+                sequence.trial_end = None
+                self._suspects.remove(sequence)
         self._items.release_passed(sequence)
 
-    def fork(self, lead: Sequence) -> list[Sequence]:
+    def loaded(self, plan: Schedule) -> None:
+        """Note that the step's state loads have run."""
+        if self._states is not None:
+            self._states.loaded(plan)
+
+    def saved(self, plan: Schedule, failed: bool = False) -> None:
+        """Note that the step's state saves have run, or failed."""
+        if self._states is not None:
+            (self._states.not_saved if failed else self._states.saved)(plan)
+
+    def suspect(self, chunk: Chunk, plan: Schedule) -> bool:
+        """Take a sequence back whose step has failed, to run it alone later; False where it has just run alone.
+
+        Its state may be half updated and is given up: it resumes from a checkpoint, or from its first token.
+        """
+        sequence = chunk.sequence
+        plan.drop(sequence)
+        plan.has_failed = True
+        if sequence.trial_end is not None:
+            return False
+        self._stop(sequence)
+        sequence.trial_end = chunk.end
+        insort(self._suspects, sequence, key=_rank)
+        return True
+
+    def fork(self, lead: Sequence, plan: Schedule) -> list[Sequence]:
         """Give the forks of a sequence, whose prompt has just been computed, its blocks; return them.
 
         The partly filled last block is shared too: whoever writes to it first while others hold it gets a copy.
@@ -169,6 +188,8 @@ class Scheduler:
             fork.block_table = list(lead.block_table)
             fork.num_computed, fork.num_registered = lead.num_computed, lead.num_registered
             fork.status = Status.RUNNING
+            if self._states is not None:
+                self._states.fork(lead, fork, plan)
             insort(self.running, fork, key=_rank)
         return forks
 
@@ -182,17 +203,41 @@ class Scheduler:
 
     def _continue_prefills(self, plan: Schedule) -> None:
         for sequence in tuple(self.running):
-            budget = self._config.max_batched_tokens - plan.num_tokens
-            if budget <= 0:
+            if plan.num_tokens >= self._config.max_batched_tokens:
                 return
-            if sequence.status is not Status.RUNNING or sequence in plan.chunks:
-                continue
-            end = self._items.chunk_end(sequence, min(sequence.num_computed + budget, sequence.num_tokens), plan)
-            if end > sequence.num_computed:
-                self._run(sequence, end, plan)
-            elif self._items.missing(sequence, sequence.num_computed):
-                # The item was encoded for someone else when this one was admitted, and has been evicted since.
-                self._preempt(sequence, plan)
+            if sequence.status is Status.RUNNING and sequence not in plan.chunks:
+                self._continue_prefill(sequence, plan)
+
+    def _continue_prefill(self, sequence: Sequence, plan: Schedule) -> None:
+        end = self._chunk_end(sequence, plan)
+        if end > sequence.num_computed:
+            self._run(sequence, end, plan)
+        elif self._items.missing(sequence, sequence.num_computed):
+            # The item was encoded for someone else when this one was admitted, and has been evicted since.
+            self._preempt(sequence, plan)
+
+    def _run_suspect(self, plan: Schedule) -> bool:
+        """Run the first of a failed step's sequences that can, alone; False where one finds no room.
+
+        Where none can, each lacks an item or room for it, which the others' chunks of this step do not change.
+        """
+        none_is_held_up = True
+        for sequence in tuple(self._suspects):
+            if sequence.status is Status.RUNNING:
+                self._continue_prefill(sequence, plan)
+            elif not self._admit_one(sequence, plan):
+                none_is_held_up = False
+            if plan.chunks:
+                break
+        return none_is_held_up
+
+    def _chunk_end(self, sequence: Sequence, plan: Schedule) -> int:
+        """Return how far the rest of the budget takes a sequence; the items on the way are pinned."""
+        budget = self._config.max_batched_tokens - plan.num_tokens
+        end = min(sequence.num_computed + budget, sequence.num_tokens)
+        if self._states is not None:
+            end = self._states.chunk_end(sequence, end)
+        return self._items.chunk_end(sequence, end, plan)
 
     def _run(self, sequence: Sequence, end: int, plan: Schedule) -> None:
         if self._allocate(sequence, end, plan):
@@ -210,21 +255,27 @@ class Scheduler:
             budget = self._config.max_batched_tokens - plan.num_tokens
             if budget <= 0 or not (self._has_seat(sequence) or self._outranks_last(sequence)):
                 return
-            hits = self._cached_blocks(sequence)
-            missing = self._items.missing(sequence, len(hits) * self._config.block_size)
-            if missing:
-                self._items.ask_for(sequence, missing, plan)
-                self._items.encode_ahead(sequence, plan)
-                continue
-            if not self._make_way(sequence, hits, plan):
+            if not self._admit_one(sequence, plan):
                 return
-            self._start(sequence, hits)
-            budget = self._config.max_batched_tokens - plan.num_tokens
-            end = self._items.chunk_end(sequence, min(sequence.num_computed + budget, sequence.num_tokens), plan)
-            if end > sequence.num_computed:
-                self._run(sequence, end, plan)
-            else:
-                self._stop(sequence)
+
+    def _admit_one(self, sequence: Sequence, plan: Schedule) -> bool:
+        """Let a sequence run if what it needs is here; False where it finds no room."""
+        hits = self._cached_blocks(sequence)
+        missing = self._items.missing(sequence, len(hits) * self._config.block_size)
+        if missing:
+            self._items.ask_for(sequence, missing, plan)
+            self._items.encode_ahead(sequence, plan)
+            return True
+        if not self._make_way(sequence, hits, plan):
+            return False
+        self._start(sequence, hits, plan)
+        end = self._chunk_end(sequence, plan)
+        if end > sequence.num_computed:
+            self._run(sequence, end, plan)
+        else:
+            plan.drop(sequence)
+            self._stop(sequence)
+        return True
 
     def _make_way(self, sequence: Sequence, hits: list[int], plan: Schedule) -> bool:
         """Preempt lower priorities until a sequence finds seat and blocks; False where that is not enough."""
@@ -287,9 +338,9 @@ class Scheduler:
                 if block is None:
                     break
                 hits.append(block)
-        return hits
+        return hits if self._states is None else self._states.usable(sequence, hits)
 
-    def _start(self, sequence: Sequence, hits: list[int]) -> None:
+    def _start(self, sequence: Sequence, hits: list[int], plan: Schedule) -> None:
         for block in hits:
             self._pool.share(block)
         sequence.block_table = list(hits)
@@ -300,12 +351,14 @@ class Scheduler:
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_rank)
         self._items.release_passed(sequence)
+        if self._states is not None:
+            self._states.start(sequence, plan)
         if sequence.num_cached is None:
             sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
 
     def _stop(self, sequence: Sequence) -> None:
         """Put a running sequence back into the queue; it keeps its tokens and nothing else."""
-        self._free_blocks(sequence)
+        self._free_room(sequence)
         self._items.release_all(sequence)
         self._items.want_all(sequence)
         sequence.status = Status.WAITING
@@ -319,7 +372,9 @@ class Scheduler:
         sequence.num_preemptions += 1
         self.num_preemptions += 1
 
-    def _free_blocks(self, sequence: Sequence) -> None:
+    def _free_room(self, sequence: Sequence) -> None:
+        if self._states is not None:
+            self._states.release(sequence)
         self._pool.release(sequence.block_table)
         sequence.block_table = []
         sequence.table_version += 1

@@ -158,6 +158,16 @@ class Sequence:
     # Choices that fork from this one when its prompt has been computed, and the choice that this one waits for.
     forks: list["Sequence"] = field(default_factory=list)
     lead: "Sequence | None" = None
+    # Slot of the recurrent state while it runs, and the checkpoint that is to be copied there before its first chunk.
+    state_slot: int = -1
+    state_source: bytes | None = None
+    # Ends of prefill chunks, and the checkpoint that moves along with it.
+    state_stops: list[int] = field(default_factory=list)
+    passing_key: bytes | None = None
+    # Tokens whose keys and values were cached when it was last looked up, with state or without.
+    num_shared: int = 0
+    # Set while it is under suspicion of having failed a step: it runs alone until it has come so far.
+    trial_end: int | None = None
     num_preemptions: int = 0
     # Prompt tokens found in the prefix cache when it first ran.
     num_cached: int | None = None

@@ -1,8 +1,8 @@
 """From what the user asked for and what the machine has to an EngineConfig, before anything is allocated.
 
-The worst legal item sizes the encoder cache; what is left, the KV cache.
+The worst legal item sizes the encoder cache; of what is left, recurrent states come first, then KV blocks.
 
-Next: worker/engine/engine.py
+Next: worker/engine/state_sizing.py
 """
 
 from dataclasses import dataclass, replace
@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 import structlog
 
 from worker.engine.config import EngineConfig
+from worker.engine.state_sizing import SizingError, StateSlots, size_states
 from worker.models.base import CausalLM
+
+__all__ = ["EngineOptions", "SizingError", "size_engine", "worst_item_tokens"]
 
 log = structlog.get_logger(__name__)
 
 CUDA_SHARE = 0.9
 CPU_SHARE = 0.25
+_MAX_SEQUENCES = 64
 # On the CPU, where memory is shared with everyone else: room for this much at once, unless more is asked for.
 _CPU_SEQUENCE_TOKENS = 512
 _CPU_FULL_SEQUENCES = 4
 _ENCODER_CACHE_BYTES = 256 << 20
-
-
-class SizingError(Exception):
-    """The engine does not fit; the text says which flag mends it."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class EngineOptions:
 
     Args:
         max_model_len: most tokens of a sequence; None = the model's, cut to what the KV cache holds.
-        max_sequences: most running sequences.
+        max_sequences: most running sequences; None = 64, fewer where their recurrent states would take all memory.
         max_batched_tokens: most tokens of a step.
         block_size: tokens of a KV block.
         num_blocks: KV blocks, before the next two.
-        kv_cache_bytes: bytes of the KV cache.
-        kv_cache_share: share of the free memory for it, if what else is needed leaves that.
+        kv_cache_bytes: bytes of the KV cache and the recurrent states.
+        kv_cache_share: share of the free memory for them, if what else is needed leaves that.
+        state_checkpoints: recurrent states that are kept for reuse, of a model that has such.
+        state_passing_share: share of them that answers may take while they grow.
         encoder_cache_bytes: of encoded items; 0 = no more than running requests need.
         prefix_cache: reuse blocks of equal prefixes.
         retain_encoded: keep encoded items after their requests.
@@ -46,12 +48,14 @@ class EngineOptions:
     """
 
     max_model_len: int | None = None
-    max_sequences: int = 64
+    max_sequences: int | None = None
     max_batched_tokens: int = 2048
     block_size: int = 16
     num_blocks: int | None = None
     kv_cache_bytes: int | None = None
     kv_cache_share: float | None = None
+    state_checkpoints: int | None = None
+    state_passing_share: float = 0.5
     encoder_cache_bytes: int | None = None
     prefix_cache: bool = True
     retain_encoded: bool = True
@@ -75,15 +79,19 @@ def size_engine(model: CausalLM, options: EngineOptions, free_bytes: int) -> Eng
     if options.max_model_len is not None and not 1 <= options.max_model_len <= most:
         raise SizingError(f"--max-model-len {options.max_model_len}: this model takes 1 to {most} tokens")
     wanted = options.max_model_len or most
-    num_blocks = _num_blocks(model, options, wanted, free_bytes)
+    cache_bytes = _cache_bytes(model, options, wanted, free_bytes)
+    states = size_states(model, options.max_sequences, _seats(options), _checkpoints(options), cache_bytes)
+    num_blocks = _num_blocks(model, options, wanted, cache_bytes, states)
     held = num_blocks * options.block_size
     if held < wanted:
         if options.max_model_len is not None:
             needed = -(-wanted // options.block_size)
+            beside = f" beside {states.size_bytes >> 20} MiB of recurrent states" if states.size_bytes else ""
+            fewer = ", --max-sequences or --state-checkpoints" if states.size_bytes else ""
             raise SizingError(
-                f"the KV cache has {num_blocks} blocks and one sequence of --max-model-len {wanted} needs {needed} "
-                f"({needed * model.kv_block_bytes(options.block_size) >> 20} MiB): raise --kv-cache-bytes or "
-                f"--kv-cache-share, or lower --max-model-len to {held}"
+                f"the KV cache has {num_blocks} blocks{beside} and one sequence of --max-model-len {wanted} needs "
+                f"{needed} ({needed * model.kv_block_bytes(options.block_size) >> 20} MiB): raise --kv-cache-bytes or "
+                f"--kv-cache-share, or lower --max-model-len to {held}{fewer}"
             )
         if held == 0:
             block_bytes = model.kv_block_bytes(options.block_size)
@@ -95,14 +103,16 @@ def size_engine(model: CausalLM, options: EngineOptions, free_bytes: int) -> Eng
         max_model_len=length,
         num_blocks=num_blocks,
         block_size=options.block_size,
-        max_sequences=options.max_sequences,
+        max_sequences=states.max_sequences,
         max_batched_tokens=options.max_batched_tokens,
         encoder_cache_bytes=encoder_bytes,
         retain_encoded=retain,
         item_token_bytes=model.encoder_token_bytes,
-        enable_prefix_cache=options.prefix_cache,
+        enable_prefix_cache=options.prefix_cache and (model.state_shape is None or states.checkpoints > 0),
         staged_bytes=options.staged_bytes,
         staged_ttl_s=options.staged_ttl_s,
+        state_checkpoints=states.checkpoints,
+        state_passing_share=options.state_passing_share,
     )
 
 
@@ -113,7 +123,11 @@ def _checked(options: EngineOptions) -> EngineOptions:
             raise SizingError(f"--{name.replace('_', '-')} {value}: at least 1")
     if options.kv_cache_share is not None and not 0 < options.kv_cache_share <= 1:
         raise SizingError(f"--kv-cache-share {options.kv_cache_share}: above 0, at most 1")
-    if options.max_sequences > options.max_batched_tokens:
+    if options.state_checkpoints is not None and options.state_checkpoints < 0:
+        raise SizingError(f"--state-checkpoints {options.state_checkpoints}: at least 0")
+    if not 0 <= options.state_passing_share <= 1:
+        raise SizingError(f"--state-passing-share {options.state_passing_share}: 0 to 1")
+    if options.max_sequences is not None and options.max_sequences > options.max_batched_tokens:
         log.info("max_sequences_lowered", asked=options.max_sequences, max_batched_tokens=options.max_batched_tokens)
         return replace(options, max_sequences=options.max_batched_tokens)
     return options
@@ -134,20 +148,40 @@ def _encoder_cache(model: CausalLM, options: EngineOptions, max_model_len: int) 
     return max(least, options.encoder_cache_bytes), options.retain_encoded and options.encoder_cache_bytes > 0
 
 
-def _num_blocks(model: CausalLM, options: EngineOptions, max_model_len: int, free_bytes: int) -> int:
+def _seats(options: EngineOptions) -> int:
+    """Return the running sequences that are served if memory allows."""
+    return options.max_sequences or min(_MAX_SEQUENCES, options.max_batched_tokens)
+
+
+def _checkpoints(options: EngineOptions) -> int | None:
+    """Return how many recurrent states are kept; None where memory decides. Without KV blocks they are of no use."""
+    return options.state_checkpoints if options.prefix_cache else 0
+
+
+def _cache_bytes(model: CausalLM, options: EngineOptions, max_model_len: int, free_bytes: int) -> int | None:
+    """Return the bytes for KV blocks and recurrent states; None where the number of blocks is given."""
+    if options.num_blocks is not None:
+        return None
+    if options.kv_cache_bytes is not None:
+        return options.kv_cache_bytes
+    share = options.kv_cache_share or (CPU_SHARE if model.device.type == "cpu" else CUDA_SHARE)
+    left = min(int(free_bytes * share), free_bytes - _workspace_bytes(model, options, max_model_len))
+    return max(left, 0)
+
+
+def _num_blocks(
+    model: CausalLM, options: EngineOptions, max_model_len: int, cache_bytes: int | None, states: StateSlots
+) -> int:
     if options.num_blocks is not None:
         return options.num_blocks
-    block_bytes = model.kv_block_bytes(options.block_size)
+    assert cache_bytes is not None
+    num_blocks = (cache_bytes - states.size_bytes) // model.kv_block_bytes(options.block_size)
     if options.kv_cache_bytes is not None:
-        return options.kv_cache_bytes // block_bytes
-    on_cpu = model.device.type == "cpu"
-    share = options.kv_cache_share or (CPU_SHARE if on_cpu else CUDA_SHARE)
-    left = min(int(free_bytes * share), free_bytes - _workspace_bytes(model, options, max_model_len))
-    num_blocks = max(left, 0) // block_bytes
+        return num_blocks
     blocks_of_one = -(-max_model_len // options.block_size)
-    useful = options.max_sequences * blocks_of_one
-    if on_cpu and options.kv_cache_share is None:
-        short = options.max_sequences * -(-_CPU_SEQUENCE_TOKENS // options.block_size)
+    useful = states.max_sequences * blocks_of_one
+    if model.device.type == "cpu" and options.kv_cache_share is None:
+        short = states.max_sequences * -(-_CPU_SEQUENCE_TOKENS // options.block_size)
         useful = min(useful, max(_CPU_FULL_SEQUENCES * blocks_of_one, short))
     return min(num_blocks, useful)
 
@@ -155,7 +189,7 @@ def _num_blocks(model: CausalLM, options: EngineOptions, max_model_len: int, fre
 def _workspace_bytes(model: CausalLM, options: EngineOptions, max_model_len: int) -> int:
     """Return what a step may take beside KV blocks and weights: the encoder cache, and the larger of two transients."""
     encode = max(map(model.encoder_workspace_bytes, model.worst_items(max_model_len)), default=0)
-    forward = model.forward_workspace_bytes(options.max_batched_tokens, options.max_sequences)
+    forward = model.forward_workspace_bytes(options.max_batched_tokens, _seats(options))
     if model.device.type == "cpu" and options.max_model_len is None:
         # The worst item of a context that will be cut anyway must not decide how far it is cut.
         encode = min(encode, forward)

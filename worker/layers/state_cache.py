@@ -81,6 +81,9 @@ class StateCache:
         Args:
             pairs: (source slot, destination slot); no slot is both.
         """
-        for source, destination in pairs:
-            self.conv[:, destination].copy_(self.conv[:, source])
-            self.recurrent[:, destination].copy_(self.recurrent[:, source])
+        if not pairs:
+            return
+        sources = torch.tensor([source for source, _ in pairs], device=self.conv.device)
+        destinations = torch.tensor([destination for _, destination in pairs], device=self.conv.device)
+        for states in (self.conv, self.recurrent):
+            states.index_copy_(1, destinations, states.index_select(1, sources))

@@ -103,6 +103,10 @@ class FakeModel(CausalLM):
         index = np.arange(prompt_len)
         return np.stack([index, 2 * index, index + len(items)]), prompt_len + 5 * len(items)
 
+    def logits_alone(self, context: np.ndarray) -> np.ndarray:
+        """Return the logits after a context of (value, position) rows, computed at once."""
+        return logits_of(context)
+
     def encode(self, inputs: Sequence[EncoderInput]) -> list[EncoderOutput]:
         outputs = []
         for item in inputs:
@@ -179,9 +183,10 @@ def greedy_tokens(
     prompt: Sequence[int],
     items: Sequence[tuple[MultimodalItem, SequenceItem]] = (),
     num_tokens: int = 8,
+    model: FakeModel | None = None,
 ) -> list[int]:
-    """Return what `FakeModel` answers greedily, computed without any engine."""
-    model = FakeModel()
+    """Return what `FakeModel`, or another, answers greedily, computed without any engine."""
+    model = model or FakeModel()
     values = list(prompt)
     for item, placed in items:
         rows = embedding_rows(item.array, placed.num_tokens)[:, 0].long().tolist()  # type: ignore[arg-type]
@@ -193,7 +198,7 @@ def greedy_tokens(
     tokens: list[int] = []
     for step in range(num_tokens):
         context = np.array([values, where], np.float64).T
-        tokens.append(int(logits_of(context).argmax()))
+        tokens.append(int(model.logits_alone(context).argmax()))
         values.append(tokens[-1])
         where.append((following + step) * 11)
     return tokens
@@ -289,11 +294,27 @@ class Harness:
         assert self.engine.encoder_cache.num_pinned == len(pinned)
         assert self.engine.encoder_cache.used_bytes <= self.config.encoder_cache_bytes
         assert len(scheduler.running) <= self.config.max_sequences
+        self.check_states()
         assert sum(self.model.batches[-1]) <= self.config.max_batched_tokens if self.model.batches else True
+
+    def check_states(self) -> None:
+        """Check that the slots of recurrent state agree with the sequences, and that no copy is left half done."""
+        pool, scheduler = self.engine.states, self.engine.scheduler
+        if pool is None:
+            return
+        assert pool.num_free + pool.num_running + pool.num_checkpoints == pool.num_slots
+        slots = [sequence.state_slot for sequence in scheduler.running]
+        assert len(set(slots)) == len(slots) == pool.num_running
+        assert pool.num_checkpoints <= self.config.state_checkpoints
+        assert pool.num_passing <= self.config.passing_checkpoints
+        assert pool.num_pinned == 0
+        assert not any(s.state_source for s in (*scheduler.waiting, *scheduler.running))
+        assert all(sequence.state_slot == -1 for sequence in scheduler.waiting)
 
     def check_idle(self) -> None:
         """Check that nothing is held when nothing runs."""
         load = self.engine.load()
         assert (load.waiting, load.running, load.used_blocks, load.pinned_items) == (0, 0, 0, 0)
         assert load.free_blocks + load.cached_blocks == load.total_blocks
+        assert load.running_state_slots == 0
         assert self.engine.items.num_wanted == 0

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tests.unit.worker.engine.fakes import FakeModel
+from tests.unit.worker.engine.stateful import StatefulModel
 from worker.engine.sizing import EngineOptions, SizingError, size_engine
+from worker.layers.state_cache import StateShape
 
 BLOCK_BYTES = 1 * 2 * 4 * 1 * 2 * 8  # layers, key and value, tokens, heads, head_dim, float64
 GIB = 1 << 30
@@ -99,3 +101,72 @@ def test_a_model_for_text_alone():
     model.info = dataclasses.replace(model.info, modalities=())
     model.worst_items = lambda max_tokens: []  # type: ignore[method-assign]
     assert size(model=model, encoder_cache_bytes=0).encoder_cache_bytes == 0
+
+
+def hybrid(device="cpu"):
+    model = StatefulModel()
+    model.state_shape = StateShape(1, 0, 0, 1, 100, 25, torch.float32)  # 10,000 bytes a slot
+    model.device = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    return model
+
+
+def test_states_come_before_blocks():
+    """Slots of running sequences and checkpoints are taken off the memory, and KV blocks get the rest."""
+    config = size(
+        model=hybrid(), max_sequences=4, state_checkpoints=5, kv_cache_bytes=9 * 10_000 + 30 * BLOCK_BYTES + 100
+    )
+    assert (config.max_sequences, config.state_checkpoints, config.num_blocks) == (4, 5, 30)
+    assert config.enable_prefix_cache
+    assert (config.passing_checkpoints, size(model=hybrid(), state_passing_share=0.25).passing_checkpoints) == (2, 32)
+    free = (256 << 20) + 100 + 9 * 10_000 + 300 * BLOCK_BYTES
+    model = hybrid("cuda")
+    config = size(free, model, max_sequences=4, state_checkpoints=5, max_model_len=400, kv_cache_share=1.0)
+    assert config.num_blocks == 300
+
+
+def test_checkpoints_by_default():
+    """Unless they are named there are two checkpoints a sequence, or a quarter of what running states leave."""
+    assert size(model=hybrid(), max_sequences=8, kv_cache_bytes=100 * 10_000).state_checkpoints == 16
+    assert size(model=hybrid(), max_sequences=8, kv_cache_bytes=40 * 10_000).state_checkpoints == 8
+    assert size(model=hybrid(), num_blocks=100, max_model_len=64).state_checkpoints == 2 * 64
+    assert size(model=FakeModel(), max_sequences=8).state_checkpoints == 0
+
+
+def test_no_checkpoints_no_prefix_cache():
+    """Blocks without states are of no use to a hybrid model, nor states without blocks."""
+    none = size(model=hybrid(), state_checkpoints=0)
+    assert (none.state_checkpoints, none.enable_prefix_cache) == (0, False)
+    off = size(model=hybrid(), prefix_cache=False)
+    assert (off.state_checkpoints, off.enable_prefix_cache) == (0, False)
+    assert size(model=FakeModel(), state_checkpoints=0).enable_prefix_cache
+
+
+def test_fewer_sequences_where_their_states_would_take_all():
+    """A default number of sequences gives way, so that half of the memory is left; one that was named does not."""
+    assert size(model=hybrid(), kv_cache_bytes=40 * 10_000).max_sequences == 20
+    assert size(model=hybrid(), kv_cache_bytes=400 * 10_000).max_sequences == 64
+    assert size(model=hybrid(), kv_cache_bytes=40 * 10_000, max_sequences=30).max_sequences == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"max_sequences": 50},
+            r"--max-sequences 50 needs.*lower --max-sequences to 40 or less, or raise --kv-cache-bytes",
+        ),
+        ({"kv_cache_bytes": 9_000}, r"--max-sequences 1 needs.*MiB: raise --kv-cache-bytes or --kv-cache-share"),
+        ({"max_sequences": 20, "state_checkpoints": 21}, r"--state-checkpoints 21 needs.*lower it to 20 or less, or"),
+        ({"state_passing_share": 1.5}, r"--state-passing-share 1.5: 0 to 1"),
+        ({"state_checkpoints": -1}, r"--state-checkpoints -1: at least 0"),
+        (
+            {"max_sequences": 38, "max_model_len": 4000},
+            r"beside \d+ MiB of rec.*lower .*, --max-sequences or --state-ch",
+        ),
+    ],
+)
+def test_states_that_do_not_fit(options, text):
+    """States that do not fit are an error of one line that names the flag to change, and to what."""
+    with pytest.raises(SizingError, match=text) as caught:
+        size(model=hybrid(), **({"kv_cache_bytes": 40 * 10_000} | options))
+    assert "\n" not in str(caught.value)
