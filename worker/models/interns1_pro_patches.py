@@ -1,0 +1,124 @@
+"""Patches of a time series to features: each patch of each channel by itself, all channels averaged.
+
+Source: InternS1-Pro (lmdeploy `interns1_pro_time_series.py` at 1263d5c). Channels and patches share all weights, so
+series of any number of channels, and several series of one stride, run as one batch of patches.
+
+Next: worker/models/interns1_pro_time_series.py
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from tessera_kernels import ops
+from worker.layers.linear import Linear
+from worker.layers.norm import LayerNorm
+from worker.layers.source import WeightSource
+
+NUM_HEADS, INNER_WIDTH, KERNEL, EPS = 8, 2048, 5, 1e-5  # of the class, in no config
+LONGEST_PATCH = 320  # twice the longest stride
+POSITIONS_AT_ONCE = 4096  # samples of patches that are encoded at a time, which bounds the memory of the inner layer
+
+
+def sinusoid(length: int, width: int) -> torch.Tensor:
+    """Return sines in even columns and cosines in odd ones, fp32 (length, width), slower to the right.
+
+    Source: "Attention Is All You Need", with frequencies 10000 ** (-2 i / width).
+    """
+    positions = torch.arange(length, dtype=torch.float32)[:, None]
+    angles = positions * torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+
+
+def named_linear(
+    source: WeightSource, names: tuple[str, str], shape: tuple[int, int], activation: str = "none"
+) -> Linear:
+    """Read a linear layer whose weight and bias have names of their own.
+
+    Args:
+        source: where the names stand.
+        names: of weight and bias.
+        shape: (out_features, in_features).
+        activation: applied to the product.
+    """
+    weight = ops.linear.create(*shape, source.dtype, source.device, bias=True, activation=activation)
+    weight.write_rows(0, source.mapped(names[0], shape))
+    weight.write_bias(0, source.mapped(names[1], shape[:1]))
+    weight.seal()
+    return Linear(weight)
+
+
+class PatchEncoder:
+    """Convolution, sinusoid and one post-norm transformer layer over a patch; its mean; neighbours joined in pairs.
+
+    Args:
+        source: `encoder_embed` of the time series encoder.
+        width: of a patch's feature.
+    """
+
+    def __init__(self, source: WeightSource, width: int) -> None:
+        self.width = width
+        self.kernel = source.tensor("conv.weight", (width, 1, KERNEL))
+        self.kernel_bias = source.tensor("conv.bias", (width,))
+        self.positions = sinusoid(LONGEST_PATCH, width).to(source.device, source.dtype)
+        layer = source.under("transformer_encoder.layers.0")
+        self.qkv = named_linear(layer.under("self_attn"), ("in_proj_weight", "in_proj_bias"), (3 * width, width))
+        self.out = Linear.load(layer.under("self_attn"), [("out_proj", width)], width, bias=True)
+        self.norm1 = LayerNorm.load(layer.under("norm1"), width, EPS)
+        self.linear1 = Linear.load(layer, [("linear1", INNER_WIDTH)], width, bias=True)
+        self.linear2 = Linear.load(layer, [("linear2", width)], INNER_WIDTH, bias=True)
+        self.norm2 = LayerNorm.load(layer.under("norm2"), width, EPS)
+
+    def __call__(self, series: Sequence[torch.Tensor], strides: Sequence[int]) -> list[torch.Tensor]:
+        """Encode series whose samples are normalised.
+
+        Args:
+            series: (length, channels) of the model's type, each with at least two patches.
+            strides: samples between the beginnings of two patches; a patch is twice as long.
+
+        Returns:
+            For each series (patches // 2, 2 * width).
+        """
+        features: dict[int, torch.Tensor] = {}
+        for stride in sorted(set(strides)):
+            places = [index for index, other in enumerate(strides) if other == stride]
+            windows = [_windows(series[index], stride) for index in places]
+            means = self._encode(torch.cat([window.flatten(0, 1) for window in windows]))
+            parts = means.split([window.shape[0] * window.shape[1] for window in windows])
+            for index, window, part in zip(places, windows, parts, strict=True):
+                patches = part.view(window.shape[0], window.shape[1], -1).mean(1)
+                features[index] = patches[: len(patches) // 2 * 2].reshape(-1, 2 * self.width)
+        return [features[index] for index in range(len(series))]
+
+    def _encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows: (n, patch) -> (n, width), a bounded number of samples at a time."""
+        return torch.cat([self._mean(part) for part in rows.split(max(1, POSITIONS_AT_ONCE // rows.shape[1]))])
+
+    def _mean(self, rows: torch.Tensor) -> torch.Tensor:
+        count, length = rows.shape
+        embedded = F.relu(F.conv1d(rows[:, None], self.kernel, self.kernel_bias, padding=KERNEL // 2))
+        x = (embedded.transpose(1, 2) + self.positions[:length]).reshape(count * length, self.width)
+        query, key, value = self.qkv(x).view(count, length, 3, NUM_HEADS, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(x.shape)
+        x = self.norm1.add(self.out(attended), x)
+        x = self.norm2.add(self.linear2(self.linear1(x).relu_()), x)
+        return x.view(count, length, -1).mean(1)
+
+    @property
+    def workspace(self) -> int:
+        """Upper estimate of the numbers that are alive at the widest moment of one part."""
+        return max(POSITIONS_AT_ONCE, LONGEST_PATCH) * (8 * self.width + INNER_WIDTH)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(layer.size_bytes for layer in (self.qkv, self.out, self.linear1, self.linear2))
+
+
+def _windows(series: torch.Tensor, stride: int) -> torch.Tensor:
+    """Cut (length, channels) into overlapping patches, the last padded with zeros: (patches, channels, 2 * stride)."""
+    length, patch = series.shape[0], 2 * stride
+    patches = math.ceil((length - patch) / stride) + 1
+    return F.pad(series, (0, 0, 0, (patches - 1) * stride + patch - length)).unfold(0, patch, stride)

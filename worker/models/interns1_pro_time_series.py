@@ -1,0 +1,246 @@
+"""The time series encoder of InternS1-Pro: samples to embeddings, any number of series in one batch.
+
+The series of a batch lie one after the other; convolutions and attention stay inside each, so an item's embeddings do
+not depend on its neighbours. Reading order: `SeriesTower.__call__`.
+
+Source: lmdeploy `interns1_pro_time_series.py` and `vl/model/interns1_pro.py` at 1263d5c. Attention is causal there.
+
+Next: worker/models/interns1_pro.py
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from tessera.errors import InvalidArgument
+from tessera.time_series import (
+    MAX_LENGTH,
+    check_series,
+    num_series_patches,
+    num_series_tokens,
+    series_stride,
+    used_length,
+)
+from tessera_kernels import ops
+from worker.layers.linear import Linear
+from worker.layers.norm import LayerNorm
+from worker.layers.source import WeightSource
+from worker.models.base import EncoderInput, EncoderOutput, ItemSize
+from worker.models.encoder import ItemEncoder
+from worker.models.interns1_pro_config import SeriesConfig
+from worker.models.interns1_pro_patches import EPS, PatchEncoder
+
+_SLOW_RATE_HZ = 1.0  # gives the shortest stride, hence the most tokens
+_SPREAD = 1e-8  # added to a channel's deviation, so that a constant one becomes zeros
+
+
+def normalised(samples: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what the encoder sees of a series.
+
+    Args:
+        samples: float (length, channels).
+        dtype: of the result.
+
+    Returns:
+        (used length, channels): each channel less its mean, divided by its deviation; both over the whole series.
+    """
+    wide = samples.double()
+    deviation = wide.std(0, correction=0, keepdim=True)
+    return ((wide[: used_length(len(wide))] - wide.mean(0, keepdim=True)) / (deviation + _SPREAD)).to(dtype)
+
+
+class SeriesLayer:
+    """Pre-norm causal attention and feed-forward, as Whisper's; the residual add is fused into the norm that follows.
+
+    A bias of the keys would add the same to all scores of a query, so it has no effect; the family has none.
+    """
+
+    def __init__(self, source: WeightSource, config: SeriesConfig) -> None:
+        width = config.width
+        self.num_heads = config.num_heads
+        self.norm1 = LayerNorm.load(source.under("self_attn_layer_norm"), width, EPS)
+        self.qkv = _load_qkv(source.under("self_attn"), width)
+        self.out = Linear.load(source.under("self_attn"), [("out_proj", width)], width, bias=True)
+        self.norm2 = LayerNorm.load(source.under("final_layer_norm"), width, EPS)
+        self.fc1 = Linear.load(source, [("fc1", config.inner_width)], width, bias=True, activation=config.activation)
+        self.fc2 = Linear.load(source, [("fc2", width)], config.inner_width, bias=True)
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Return what is to be added to the residual, which holds all before it.
+
+        Args:
+            x: (n, width), the previous layer's return, not yet added.
+            residual: (n, width), changed in place.
+            lengths: rows of each series.
+        """
+        qkv = self.qkv(self.norm1.add(x, residual)).view(x.shape[0], 3, self.num_heads, -1)
+        attended = torch.cat([_causal_attention(part) for part in qkv.split(list(lengths))])
+        return self.fc2(self.fc1(self.norm2.add(self.out(attended), residual)))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(layer.size_bytes for layer in (self.qkv, self.out, self.fc1, self.fc2))
+
+
+def _load_qkv(source: WeightSource, width: int) -> Linear:
+    weight = ops.linear.create(3 * width, width, source.dtype, source.device, bias=True)
+    for index, name in enumerate(("q_proj", "k_proj", "v_proj")):
+        weight.write_rows(index * width, source.mapped(f"{name}.weight", (width, width)))
+        if name != "k_proj":
+            weight.write_bias(index * width, source.mapped(f"{name}.bias", (width,)))
+    weight.seal()
+    return Linear(weight)
+
+
+def _causal_attention(qkv: torch.Tensor) -> torch.Tensor:
+    """qkv: (n, 3, heads, dim) of one series -> (n, heads * dim)."""
+    query, key, value = qkv.permute(1, 2, 0, 3)[:, None]
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)[0].transpose(0, 1).flatten(1)
+
+
+def _load_kernel(source: WeightSource, config: SeriesConfig, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    columns = config.bins if index == 1 else config.width
+    return source.tensor("weight", (config.width, columns, 3)), source.tensor("bias", (config.width,))
+
+
+class SeriesTower:
+    """Patches, two convolutions, causal layers and the projector.
+
+    Args:
+        source: the names below `model.time_series`.
+        config: sizes.
+    """
+
+    def __init__(self, source: WeightSource, config: SeriesConfig) -> None:
+        self.config = config
+        self.device, self.dtype = source.device, source.dtype
+        self.patches = PatchEncoder(source.under("encoder_embed"), config.patch_width)
+        encoder, projector = source.under("encoder"), source.under("projector")
+        self.adapt_in = Linear.load(encoder, [("adapt_in", config.bins)], config.feature_size, bias=True)
+        self.kernels = [_load_kernel(encoder.under(f"conv{i}"), config, i) for i in (1, 2)]
+        self.positions = encoder.tensor("embed_positions.weight", (config.max_positions, config.width))
+        self.layers = [SeriesLayer(encoder.under(f"layers.{index}"), config) for index in range(config.num_layers)]
+        self.norm = LayerNorm.load(encoder.under("layer_norm"), config.width, EPS)
+        self.adapt_out = Linear.load(encoder, [("adapt_out", config.adapted_size)], config.width, bias=True)
+        self.projector_norm = LayerNorm.load(projector.under("layer_norm"), config.adapted_size, EPS)
+        out = config.out_hidden_size
+        self.linear1 = Linear.load(
+            projector, [("linear_1", out)], config.adapted_size, bias=True, activation=config.activation
+        )
+        self.linear2 = Linear.load(projector, [("linear_2", out)], out, bias=True)
+
+    def __call__(self, series: Sequence[torch.Tensor], rates_hz: Sequence[float]) -> list[torch.Tensor]:
+        """Encode series.
+
+        Args:
+            series: float (length, channels), as measured.
+            rates_hz: samples a second of each; 0 = unknown.
+
+        Returns:
+            For each series (tokens, out_hidden_size), with memory of its own.
+        """
+        samples = [normalised(part.to(self.device), self.dtype) for part in series]
+        strides = [series_stride(len(part), rate) for part, rate in zip(series, rates_hz, strict=True)]
+        features = self.patches(samples, strides)
+        adapted = self.adapt_in(torch.cat(features)).split([len(part) for part in features])
+        embedded = [self._halve(part) for part in adapted]
+        lengths = [len(part) for part in embedded]
+        residual = torch.cat(embedded)
+        x = torch.zeros_like(residual)
+        for layer in self.layers:
+            x = layer(x, residual, lengths)
+        out = self.adapt_out(self.norm.add(x, residual))
+        return [part.clone() for part in self.linear2(self.linear1(self.projector_norm(out))).split(lengths)]
+
+    def _halve(self, features: torch.Tensor) -> torch.Tensor:
+        """Convolve one series twice, the second time with stride 2, and add positions: (n, bins) -> (m, width)."""
+        x = features.t()[None]
+        for stride, (kernel, bias) in enumerate(self.kernels, 1):
+            x = F.gelu(F.conv1d(x, kernel, bias, stride=stride, padding=1))
+        x = x[0].t().contiguous()
+        placed = min(len(x), self.config.max_positions)
+        x[:placed] += self.positions[:placed]
+        return x
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights (norms and biases of convolutions left out)."""
+        layers = sum(layer.size_bytes for layer in self.layers) + self.patches.size_bytes
+        linears = sum(part.size_bytes for part in (self.adapt_in, self.adapt_out, self.linear1, self.linear2))
+        return layers + linears + sum(kernel.nbytes for kernel, _ in self.kernels) + self.positions.nbytes
+
+
+class TimeSeriesEncoder(ItemEncoder):
+    """Time series through the tower; see `ItemEncoder`.
+
+    Args:
+        tower: loaded weights.
+    """
+
+    modalities = ("time_series",)
+    num_deepstack_layers = 0
+    head_dims = ()  # its attention runs on torch everywhere, so no kernel depends on them
+
+    def __init__(self, tower: SeriesTower) -> None:
+        self.tower = tower
+        self.hidden_size = tower.config.out_hidden_size
+        self.dtype, self.device = tower.dtype, tower.device
+
+    def check_payload(self, item: EncoderInput) -> None:
+        """Check that samples make a series of at least two patches; see `ItemEncoder.check`."""
+        if item.kind != "samples":
+            raise InvalidArgument(
+                f"A time series cannot hold {item.kind}.", reason="PAYLOAD_KIND", field="payload_kind"
+            )
+        if item.tensor.dim() != 2:
+            raise InvalidArgument(
+                f"Samples have shape [length, channels], not {list(item.tensor.shape)}.",
+                reason="TENSOR_SHAPE",
+                field="tensor.shape",
+            )
+        length, channels = item.tensor.shape
+        check_series(length, channels, item.sampling_rate_hz)
+
+    def embedding_tokens(self, item: EncoderInput) -> None:
+        """Embeddings of a series say themselves how many they are: they come without its length."""
+
+    def run(self, inputs: Sequence[EncoderInput]) -> list[EncoderOutput]:
+        """Encode items that have been checked."""
+        embeddings = self.tower([item.tensor for item in inputs], [item.sampling_rate_hz for item in inputs])
+        return [EncoderOutput(part, None) for part in embeddings]
+
+    def item_tokens(self, size: ItemSize) -> int:
+        """Return the embeddings of a series.
+
+        Raises:
+            InvalidArgument: it is too short, or its rate is not finite.
+        """
+        return num_series_tokens(size.length, size.sampling_rate_hz)
+
+    def worst_items(self, max_tokens: int) -> list[ItemSize]:
+        """Return the longest series of the shortest stride with at most `max_tokens`, one channel."""
+        length = min(8 * max(max_tokens, 1) + 4, MAX_LENGTH)  # a token is four strides of two samples
+        return [ItemSize("time_series", None, length, 1, _SLOW_RATE_HZ)]
+
+    def dummy_input(self, size: ItemSize) -> EncoderInput:
+        """Return a series of this size, silent."""
+        samples = torch.zeros(size.length, size.channels)
+        return EncoderInput("time_series", "samples", samples, sampling_rate_hz=size.sampling_rate_hz)
+
+    def workspace_bytes(self, size: ItemSize) -> int:
+        """Return an upper estimate of the transient memory for one item."""
+        config, wide = self.tower.config, max(self.dtype.itemsize, 4)
+        patches = num_series_patches(size.length, size.sampling_rate_hz)
+        # as they came, as doubles and their differences, normalised, padded, and cut into patches that overlap by half
+        samples = size.length * size.channels * (3 * 8 + 5 * wide)
+        features = patches * (2 * size.channels * config.patch_width + 3 * config.feature_size + 2 * config.bins)
+        stream = max(5 * config.width, 2 * config.inner_width) + 3 * config.width + 2 * config.out_hidden_size
+        tokens = patches // 2 * 3 * config.width + self.item_tokens(size) * stream
+        return samples + (features + tokens + self.tower.patches.workspace) * wide
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the tower's weights."""
+        return self.tower.size_bytes
