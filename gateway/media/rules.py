@@ -1,7 +1,9 @@
-"""The size rule of the Qwen-like families: sides in whole tokens, pixels within a budget, aspect kept.
+"""The size rules of the families: sides in whole tokens, pixels within a budget, aspect kept.
 
-A budget counts pixels: height * width of a picture, frames * height * width of a clip. Bounds and rounding are those
-of transformers 5.23 (Qwen2VLImageProcessor, Qwen3VLVideoProcessor), so that grids are equal.
+A budget counts pixels: height * width of a picture, frames * height * width of a clip. GLM's processors take a picture
+for a clip of one temporal patch: there its budget, in files and options alike, counts each pixel once for each frame of
+the patch. Bounds and rounding are those of transformers 5.23 (Qwen2VLImageProcessor, Qwen3VLVideoProcessor,
+Glm4vImageProcessor, Glm4vVideoProcessor), so that grids are equal.
 
 Next: gateway/media/plan.py
 """
@@ -9,35 +11,44 @@ Next: gateway/media/plan.py
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gateway.media.options import ImageOptions, ServerLimits, VideoOptions
 from gateway.media.problem import MediaProblem
 
 MAX_ASPECT = 200
 BICUBIC = 3
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Family = Literal["qwen", "glm4v", "glm46v"]
+"""Whose size and sampling rules: Qwen-VL's, GLM-4.1V's and 4.5V's, or GLM-4.6V's (another sampling rule)."""
 
 
 @dataclass(frozen=True)
 class MediaRules:
-    """How a checkpoint wants its pictures and clips; the defaults are those of the processor classes.
+    """How a checkpoint wants its pictures and clips; the defaults are those of the Qwen processor classes.
 
     Attributes:
+        family: Which strategies hold.
         patch_size: Pixels along a patch.
         merge_size: Patches along a token.
         temporal_patch_size: Frames of a temporal patch.
         image_min_pixels, image_max_pixels: Budget of a picture.
         video_min_pixels, video_max_pixels: Budget of a whole clip.
         num_frames: Frames of every clip; None = by fps.
-        fps: Frames to use for each second; None with num_frames None = every frame within min_frames and max_frames.
-        min_frames, max_frames: Bounds of the fps rule.
+        fps: Frames to use for each second; None with num_frames None = every frame within min_frames and max_frames,
+            and for GLM-4.6V the rates of its own rule.
+        min_frames, max_frames: Bounds of Qwen's fps rule; of the others, what their own rules lead to.
+        fps_rule_s: GLM-4V: seconds of the longest clip that is sampled by fps; a longer one has as many frames.
         cap_pixels_per_frame: Whether each frame of a clip is also held to max_video_tokens tokens.
         max_video_tokens: See cap_pixels_per_frame.
         image_mean, image_std, video_mean, video_std: Per channel, of values in [0, 1].
     """
 
+    family: Family = "qwen"
     patch_size: int = 16
     merge_size: int = 2
     temporal_patch_size: int = 2
@@ -49,6 +60,7 @@ class MediaRules:
     fps: float | None = 2.0
     min_frames: int = 4
     max_frames: int = 768
+    fps_rule_s: float = 300.0
     cap_pixels_per_frame: bool = False
     max_video_tokens: int = 768
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -62,49 +74,52 @@ class MediaRules:
         return self.patch_size * self.merge_size
 
     @classmethod
-    def from_checkpoint(cls, image: Mapping[str, Any], video: Mapping[str, Any] | None) -> "MediaRules":
+    def from_checkpoint(
+        cls, image: Mapping[str, Any], video: Mapping[str, Any] | None, family: Family = "qwen"
+    ) -> "MediaRules":
         """Read the processor files of a checkpoint.
 
         Args:
             image: preprocessor_config.json, as parsed.
             video: video_preprocessor_config.json; None = the picture's file serves both, as in transformers.
+            family: Whose processor classes they configure.
 
         Raises:
             ValueError: The files ask for what is not served (no resize, another filter, two different patch sizes).
         """
         video = image if video is None else video
-        base = cls()
+        image_base, video_base = CLASS_DEFAULTS[family]
         geometry = {}
-        for name, image_default in (("patch_size", 14), ("merge_size", 2), ("temporal_patch_size", 2)):
-            geometry[name] = int(image.get(name, image_default))
-            if geometry[name] != int(video.get(name, getattr(base, name))):
+        for name in ("patch_size", "merge_size", "temporal_patch_size"):
+            geometry[name] = int(image.get(name, getattr(image_base, name)))
+            if geometry[name] != int(video.get(name, getattr(video_base, name))):
                 raise ValueError(f"the picture's and the clip's processor files differ in {name}")
         for config in (image, video):
             if not config.get("do_resize", True) or config.get("resample", BICUBIC) not in (None, BICUBIC):
                 raise ValueError("only processors with do_resize and resample 3 (bicubic) are served")
-        image_min, image_max = _budget(image, base.image_min_pixels, base.image_max_pixels)
-        video_min, video_max = _budget(video, base.video_min_pixels, base.video_max_pixels)
-        clip = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+        image_min, image_max = _budget(image, image_base.image_min_pixels, image_base.image_max_pixels)
+        if family == "qwen":  # older files; GLM's classes read `size` alone
+            image_min = int(image.get("min_pixels") or image_min)
+            image_max = int(image.get("max_pixels") or image_max)
+        video_min, video_max = _budget(video, video_base.video_min_pixels, video_base.video_max_pixels)
         return cls(
+            family=family,
             **geometry,
-            image_min_pixels=int(image.get("min_pixels") or image_min),
-            image_max_pixels=int(image.get("max_pixels") or image_max),
+            image_min_pixels=image_min,
+            image_max_pixels=image_max,
             video_min_pixels=video_min,
             video_max_pixels=video_max,
-            num_frames=video.get("num_frames"),
-            fps=video.get("fps", None if video.get("num_frames") else base.fps),
-            min_frames=int(video.get("min_frames", base.min_frames)),
-            max_frames=int(video.get("max_frames", base.max_frames)),
+            **_sampling(video, video_base),
             cap_pixels_per_frame=bool(video.get("cap_pixels_per_frame", False)),
-            max_video_tokens=int(video.get("max_video_tokens", base.max_video_tokens)),
-            image_mean=tuple(image.get("image_mean", clip[0])),
-            image_std=tuple(image.get("image_std", clip[1])),
-            video_mean=tuple(video.get("image_mean", base.video_mean)),
-            video_std=tuple(video.get("image_std", base.video_std)),
+            max_video_tokens=int(video.get("max_video_tokens", video_base.max_video_tokens)),
+            image_mean=tuple(image.get("image_mean", image_base.image_mean)),
+            image_std=tuple(image.get("image_std", image_base.image_std)),
+            video_mean=tuple(video.get("image_mean", video_base.video_mean)),
+            video_std=tuple(video.get("image_std", video_base.video_std)),
         )
 
     @classmethod
-    def from_dir(cls, directory: str | Path) -> "MediaRules":
+    def from_dir(cls, directory: str | Path, family: Family = "qwen") -> "MediaRules":
         """Read a checkpoint directory: processor_config.json where it nests both, else one file each.
 
         Raises:
@@ -119,7 +134,47 @@ class MediaRules:
         video = nested.get("video_processor") or files["video_preprocessor_config.json"] or None
         if not image:
             raise ValueError(f"{Path(directory).name} has no preprocessor_config.json")
-        return cls.from_checkpoint(image, video)
+        return cls.from_checkpoint(image, video, family)
+
+
+def _sampling(video: Mapping[str, Any], base: MediaRules) -> dict[str, Any]:
+    """The fields that choose frames."""
+    if base.family != "qwen":  # GLM's classes have num_frames, and never read it
+        return {
+            "fps": None if base.fps is None else float(video.get("fps", base.fps)),
+            "min_frames": base.min_frames,
+            "max_frames": base.max_frames,
+            "fps_rule_s": float(video.get("max_duration", base.fps_rule_s)),
+        }
+    return {
+        "num_frames": video.get("num_frames"),
+        "fps": video.get("fps", None if video.get("num_frames") else base.fps),
+        "min_frames": int(video.get("min_frames", base.min_frames)),
+        "max_frames": int(video.get("max_frames", base.max_frames)),
+    }
+
+
+_CLIP_VALUES: dict[str, Any] = dict.fromkeys(("image_mean", "video_mean"), CLIP_MEAN) | dict.fromkeys(
+    ("image_std", "video_std"), CLIP_STD
+)
+_GLM_4V = MediaRules(
+    family="glm4v",
+    patch_size=14,
+    image_min_pixels=112 * 112,
+    image_max_pixels=28 * 28 * 15_000,
+    video_min_pixels=112 * 112,
+    video_max_pixels=28 * 28 * 2 * 30_000,
+    min_frames=1,
+    max_frames=600,
+    **_CLIP_VALUES,
+)
+_GLM_46V = replace(_GLM_4V, family="glm46v", fps=None, max_frames=640)
+CLASS_DEFAULTS: Mapping[Family, tuple[MediaRules, MediaRules]] = {
+    "qwen": (MediaRules(patch_size=14, **_CLIP_VALUES), MediaRules()),
+    "glm4v": (_GLM_4V, _GLM_4V),
+    "glm46v": (_GLM_46V, _GLM_46V),
+}
+"""What the processor classes of transformers 5.23 assume where a file is silent: for pictures, for clips."""
 
 
 def _budget(config: Mapping[str, Any], least: int, most: int) -> tuple[int, int]:
@@ -167,8 +222,10 @@ def image_size(height: int, width: int, rules: MediaRules, min_pixels: int, max_
 
     Raises:
         MediaProblem: ASPECT_RATIO where one side is more than 200 times the other.
-        Source: transformers 5.23, Qwen2VLImageProcessor.
+        Source: transformers 5.23, Qwen2VLImageProcessor, Glm4vImageProcessor.
     """
+    if rules.family != "qwen":
+        return video_size(rules.temporal_patch_size, height, width, rules, min_pixels, max_pixels)
     _check_aspect(height, width)
     factor = rules.factor
     pixels = round(height / factor) * factor * round(width / factor) * factor
@@ -185,7 +242,7 @@ def video_size(
 
     Raises:
         MediaProblem: ASPECT_RATIO where one side is more than 200 times the other.
-        Source: transformers 5.23, Qwen3VLVideoProcessor.
+        Source: transformers 5.23, Qwen3VLVideoProcessor, Glm4vVideoProcessor.
     """
     factor, depth = rules.factor, rules.temporal_patch_size
     if rules.cap_pixels_per_frame:

@@ -3,7 +3,7 @@
 A processor holds no request state and is safe to use from many threads; items are processed elsewhere, without looking
 at the prompt, and come here with their grids.
 
-Next: qwen3_vl.py.
+Next: multimodal.py.
 """
 
 from __future__ import annotations
@@ -106,6 +106,14 @@ class Processor(Protocol):
         self, ids: Sequence[int], items: Sequence[MultimodalItem], layout: VideoLayout = VideoLayout.V5
     ) -> Prompt:
         """Expand a token prompt, or check one that is expanded already."""
+        ...
+
+    def check_modality(self, item: MultimodalItem) -> None:
+        """Raise Unimplemented where the model does not take what an item is; field path inside the item."""
+        ...
+
+    def placeholders_of(self, modalities: frozenset[Modality]) -> frozenset[int]:
+        """Return the ids that stand for items of some modalities, before or after expansion."""
         ...
 
     def expected_tokens(self, item: MultimodalItem) -> int:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from gateway.media.errors import serve_error
 from gateway.media.item import ProcessedItem
-from gateway.media.options import ImageOptions
+from gateway.media.options import ImageOptions, TimeSeriesOptions
 from gateway.media.pool import MediaJob
 from gateway.media.problem import MediaProblem
 from gateway.media.rules import image_budget, video_budget
@@ -30,6 +30,8 @@ def cache_key(job: MediaJob) -> Hashable:
     Raises:
         InvalidArgument: An option cannot hold.
     """
+    if isinstance(job.options, TimeSeriesOptions):
+        return (Modality.TIME_SERIES, job.media.sha256, job.options.sampling_rate_hz)
     try:
         if isinstance(job.options, ImageOptions):
             return (Modality.IMAGE, job.media.sha256, image_budget(job.options, job.rules, job.limits))

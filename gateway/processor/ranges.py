@@ -36,7 +36,7 @@ def check_ranges(
         expected = list(run_lengths(item))
         if len(item.ranges) != len(expected):
             raise _invalid(
-                f"An item of grid {list(item.grid_thw or ())} has {len(expected)} ranges, not {len(item.ranges)}.",
+                f"The item has {len(expected)} ranges, not {len(item.ranges)}.",
                 "RANGE_COUNT",
                 f"items[{i}].ranges",
             )
@@ -56,7 +56,7 @@ def _check_range(
     if span.offset < previous_end:
         raise _invalid(f"{where} begins before the one before it ends.", "RANGE_ORDER", field)
     if span.length != length:
-        raise _invalid(f"{where} has {span.length} tokens; the item's grid gives {length}.", "RANGE_LENGTH", field)
+        raise _invalid(f"{where} has {span.length} tokens; the item gives {length}.", "RANGE_LENGTH", field)
     if ids[span.offset : span.end].count(token_id) != length:
         raise _invalid(f"{where} covers tokens other than the placeholder {token_id}.", "RANGE_TOKENS", field)
 

@@ -128,4 +128,7 @@ def _strings(value: Any, depth: int = 0) -> Iterator[str]:
 
 def _check_depth(depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise InvalidArgument(f"Nested more than {MAX_DEPTH} levels deep.", reason="NESTED_TOO_DEEPLY")
+        # Messages are flat: only arguments can be deep.
+        raise InvalidArgument(
+            f"Nested more than {MAX_DEPTH} levels deep.", reason="NESTED_TOO_DEEPLY", field="template_args"
+        )

@@ -17,6 +17,8 @@ from tessera.errors import InvalidArgument
 
 RESERVED = ("messages", "add_generation_prompt")
 JSON_ARGUMENTS = ("tools", "documents")
+SWITCHES = ("enable_thinking", "add_vision_id")
+"""Arguments that templates test for truth: the text "false" would count as yes, null as no."""
 MAX_DEPTH = 64
 
 # As function schemas are usually written; other keys follow in alphabetical order.
@@ -32,7 +34,8 @@ def template_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         arguments: a Struct's content: None, bool, float, str, list, dict.
 
     Raises:
-        InvalidArgument: a reserved name, a tool list that is not a list of objects, or too deep; with field path.
+        InvalidArgument: a reserved name, a tool list that is not a list of objects, a switch that is not a bool, or
+            too deep; with field path.
     """
     for name in RESERVED:
         if name in arguments:
@@ -45,6 +48,8 @@ def template_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _argument(name: str, value: Any) -> Any:
+    if name in SWITCHES and not isinstance(value, bool):
+        raise _invalid(name, f"{name} is true or false.")
     if name not in JSON_ARGUMENTS:
         return _ordered(value, name)
     value = _parsed(name, value) if isinstance(value, str) else _ordered(value, name)

@@ -1,6 +1,6 @@
 """The times that a prompt prints for a clip.
 
-Next: qwen3_vl.py.
+Next: qwen3_vl.py, glm4v.py.
 """
 
 from __future__ import annotations
@@ -26,6 +26,21 @@ def patch_times(timestamps: Sequence[float], num_patches: int, span: int) -> lis
 
     Source: transformers 5.23 `processing_qwen3_vl.py`, `_calculate_timestamps`.
     """
+    _check(timestamps, num_patches, span)
+    times = [*timestamps, *[timestamps[-1]] * (-len(timestamps) % span)]
+    return [(times[i] + times[i + span - 1]) / 2 for i in range(0, len(times), span)]
+
+
+def first_times(timestamps: Sequence[float], num_patches: int, span: int) -> list[float]:
+    """Return the time of each temporal patch: its first frame's; arguments and errors are those of `patch_times`.
+
+    Source: transformers 5.23 `processing_glm4v.py`, `replace_video_token`.
+    """
+    _check(timestamps, num_patches, span)
+    return list(timestamps[::span])
+
+
+def _check(timestamps: Sequence[float], num_patches: int, span: int) -> None:
     if not timestamps:
         raise _invalid("A clip needs the times of its frames.", "TIMESTAMPS_REQUIRED")
     if -(-len(timestamps) // span) != num_patches:
@@ -35,8 +50,6 @@ def patch_times(timestamps: Sequence[float], num_patches: int, span: int) -> lis
         )
     if not all(math.isfinite(time) and 0 <= time <= MAX_TIMESTAMP_S for time in timestamps):
         raise _invalid(f"Timestamps are in [0, {MAX_TIMESTAMP_S:.0f}] seconds.", "TIMESTAMPS_INVALID")
-    times = [*timestamps, *[timestamps[-1]] * (-len(timestamps) % span)]
-    return [(times[i] + times[i + span - 1]) / 2 for i in range(0, len(times), span)]
 
 
 def _invalid(message: str, reason: str) -> InvalidArgument:

@@ -18,6 +18,7 @@ from typing import Any
 import tokenizers
 
 from gateway.processor.byte_level import token_to_bytes
+from gateway.processor.vocabulary import domain_pieces, load_vocabulary
 from tessera.errors import FailedPrecondition
 
 _LONG_CHARS = 1 << 16
@@ -27,6 +28,11 @@ _STANDARD_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_toke
 class Tokenizer:
     """Byte-level BPE with its special tokens.
 
+    Args:
+        inner: the vocabulary; changed so that it matches no special token.
+        named_tokens: see below.
+        pieces: bytes of the ids whose names in the vocabulary are not what they stand for.
+
     Attributes:
         vocab_size: number of ids, added tokens included.
         named_tokens: spelling by role, such as {"eos_token": "<|im_end|>"}; what a chat template may read.
@@ -34,7 +40,12 @@ class Tokenizer:
         special_ids: ids that decoding leaves out.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, named_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        named_tokens: Mapping[str, str] | None = None,
+        pieces: Mapping[int, bytes] | None = None,
+    ) -> None:
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True
@@ -45,29 +56,26 @@ class Tokenizer:
         self.special_ids: frozenset[int] = frozenset(self.special_tokens.values())
         self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
         self._special_pattern = _special_pattern([t for t in added.values() if t.special])
-        self._bytes: dict[int, bytes] = {}
+        self._pieces = frozenset(pieces or ())
+        self._bytes: dict[int, bytes] = dict(pieces or {})
 
     @classmethod
     def from_dir(cls, path: str | Path) -> Tokenizer:
-        """Load tokenizer.json and what tokenizer_config.json adds to it.
+        """Load tokenizer.json (else vocab.json and merges.txt) and what tokenizer_config.json adds to it.
 
         Raises:
-            FailedPrecondition: tokenizer.json is missing, unreadable, or not byte-level.
+            FailedPrecondition: the files are missing, unreadable, or not byte-level.
         """
-        file = Path(path) / "tokenizer.json"
-        if not file.is_file():
-            raise FailedPrecondition("The checkpoint has no tokenizer.json.", reason="TOKENIZER_MISSING")
-        try:
-            inner = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception for an unreadable file
-            raise FailedPrecondition(f"tokenizer.json cannot be read: {error}", reason="TOKENIZER_INVALID") from error
+        path = Path(path)
+        config = _read_config(path)
+        file = path / "tokenizer.json"
+        inner = _load_json(file) if file.is_file() else load_vocabulary(path, config)
         if not _is_byte_level(inner):
             raise FailedPrecondition("Only byte-level tokenizers are served.", reason="TOKENIZER_UNSUPPORTED")
-        config = _read_config(Path(path))
         named = _named_tokens(config)
         _add_missing(inner, config)
         _make_special(inner, [*named.values(), *_extra_tokens(config)])
-        return cls(inner, named)
+        return cls(inner, named, domain_pieces(config, inner.get_vocab()))
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         """Return the ids of `text`, nothing added before or after.
@@ -100,6 +108,9 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, ids without a token nothing."""
+        if not self._pieces.isdisjoint(ids):
+            kept = (token_id for token_id in ids if not (skip_special and token_id in self.special_ids))
+            return b"".join(map(self.token_bytes, kept)).decode(errors="replace")
         return self._inner.decode(list(ids), skip_special_tokens=skip_special)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -148,6 +159,13 @@ def _token_pattern(token: tokenizers.AddedToken) -> str:
         # A group only where it is needed: without them the engine looks for what the spellings begin with.
         pattern = (r"\s*" if token.lstrip else "") + f"({pattern})" + (r"\s*" if token.rstrip else "")
     return pattern
+
+
+def _load_json(file: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for an unreadable file
+        raise FailedPrecondition(f"tokenizer.json cannot be read: {error}", reason="TOKENIZER_INVALID") from error
 
 
 def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.media.options import ServerLimits, VideoOptions
-from gateway.media.plan import resolve_sampling
+from gateway.media.plan import SamplingPlan, resolve_sampling
 from gateway.media.problem import MediaProblem
 from gateway.media.rules import MediaRules
 
@@ -105,8 +105,8 @@ def test_a_duration_takes_only_the_first_seconds() -> None:
 
 
 def test_an_unknown_rate_is_24() -> None:
-    """None, zero, negative and NaN are no rate."""
-    for fps in (None, 0.0, -1.0, math.nan):
+    """None, zero, negative, NaN, and one that makes the duration overflow are no rate."""
+    for fps in (None, 0.0, -1.0, math.nan, 5e-324):
         assert plan(48, fps).source_fps == 24.0
 
 
@@ -181,3 +181,14 @@ def test_every_request_gets_a_plan_or_a_reason(
     assert all(0 <= index < total for index in result.frame_indices)
     assert list(result.frame_indices) == sorted(result.frame_indices)
     assert all(math.isfinite(time) for time in result.timestamps)
+
+
+def test_a_clip_s_own_times_hold_where_its_rate_is_variable() -> None:
+    """A container's clock that only rounds changes nothing; nor do times that are unknown, or run backwards."""
+    plan = SamplingPlan(40, 10.0, 4.0, (0, 10, 20), (0.0, 1.0, 2.0), "num_frames")
+    assert plan.at({0: 0.0, 10: 1.001, 20: 1.999}) is plan
+    assert plan.at({}) is plan
+    assert plan.at({0: 0.0, 10: 9.0}) is plan
+    assert plan.at({0: 0.0, 10: 9.0, 20: 3.0}) is plan
+    assert plan.at({0: 0.0, 10: float("nan"), 20: 3.0}) is plan
+    assert plan.at({0: 0.0, 10: 0.5, 20: 7.0}).timestamps == (0.0, 0.5, 7.0)

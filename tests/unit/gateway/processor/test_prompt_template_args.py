@@ -42,6 +42,9 @@ def test_tools_as_json_text_keep_their_order() -> None:
         ({"tools": "[" * 100_000}, "TEMPLATE_ARGUMENT_INVALID", "template_args.tools"),
         ({"tools": {"a": 1}}, "TEMPLATE_ARGUMENT_INVALID", "template_args.tools"),
         ({"documents": ["a"]}, "TEMPLATE_ARGUMENT_INVALID", "template_args.documents"),
+        ({"enable_thinking": "false"}, "TEMPLATE_ARGUMENT_INVALID", "template_args.enable_thinking"),
+        ({"enable_thinking": None}, "TEMPLATE_ARGUMENT_INVALID", "template_args.enable_thinking"),
+        ({"add_vision_id": 1.0}, "TEMPLATE_ARGUMENT_INVALID", "template_args.add_vision_id"),
     ],
 )
 def test_bad_arguments_name_their_field(arguments: dict, reason: str, field: str) -> None:
