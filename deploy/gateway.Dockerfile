@@ -23,7 +23,7 @@ WORKDIR /src
 FROM base AS wanted
 WORKDIR /src
 COPY deploy/requirements.py pyproject.toml requirements.lock ./
-RUN python3 requirements.py gateway < pyproject.toml > wanted.txt \
+RUN python3 requirements.py gateway sound < pyproject.toml > wanted.txt \
     && grep '^grpcio-tools==' requirements.lock > tools.txt
 
 FROM tools AS stubs

@@ -26,8 +26,9 @@ from gateway.request import ChatRequest, GenerateRequest, Medium
 from gateway.sampling import fit_max_tokens, resolve_sampling_params
 from gateway.schedule.admission import Ticket
 from gateway.served_model import ServedModel
-from tessera.errors import FailedPrecondition, InvalidArgument, ServeError
+from tessera.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, ServeError
 from tessera.items import MultimodalItem, check_item
+from tessera.modality import PayloadKind
 from tessera.v1 import types_pb2 as types
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ class Pipeline:
             ServeError: with the field's path.
         """
         sampling = self._sampling(request.sampling)
-        self._model.check_media([medium.field for medium in request.media])
+        self._model.check_media((medium.modality, medium.field) for medium in request.media)
         processor = self._model.processor
         rendered = await asyncio.to_thread(
             processor.render_chat,
@@ -123,7 +124,8 @@ class Pipeline:
             ServeError: with the field's path.
         """
         sampling = self._sampling(request.sampling)
-        self._model.check_media([f"items[{i}]" for i in range(len(request.items))])
+        self._model.check_media((item.modality, f"items[{i}]") for i, item in enumerate(request.items))
+        self._model.check_placeholders(request.token_ids, request.text)
         media = [UsedMedium(self._taken(item, f"items[{i}]", ticket), None) for i, item in enumerate(request.items)]
         items = [medium.item for medium in media]
         processor = self._model.processor
@@ -171,8 +173,10 @@ class Pipeline:
     def _taken(self, item: MultimodalItem, field: str, ticket: Ticket) -> MultimodalItem:
         """Return an item of the caller's with its bytes, checked against the model."""
         try:
+            self._model.processor.check_modality(item)
             whole = item if item.array is not None else self._named(item)
             check_item(whole, self._model.processor.geometry)
+            check_samples(whole, self._limits)
         except ServeError as error:
             raise error.under(field) from None
         ticket.add_bytes(whole.size_bytes)
@@ -195,7 +199,29 @@ class Pipeline:
             raise InvalidArgument(
                 f"The item of this hash has grid {list(held.grid_thw or ())}.", reason="ITEM_MISMATCH", field="grid_thw"
             )
+        for name in ("sampling_rate_hz", "channels"):
+            if getattr(item, name) not in (0, getattr(held, name)):
+                raise InvalidArgument(
+                    f"The item of this hash has {name} {getattr(held, name):g}.", reason="ITEM_MISMATCH", field=name
+                )
         return replace(held, ranges=item.ranges, timestamps=item.timestamps or held.timestamps)
+
+
+def check_samples(item: MultimodalItem, limits: ServerLimits) -> None:
+    """Refuse a series of the caller's with more samples than the server takes.
+
+    Raises:
+        ResourceExhausted: SERIES_TOO_LARGE; field path inside the item.
+    """
+    if item.payload_kind is not PayloadKind.SAMPLES or item.array is None:
+        return
+    if item.array.size > limits.max_series_samples:
+        raise ResourceExhausted(
+            f"A series has at most {limits.max_series_samples} samples, all channels together, not {item.array.size}.",
+            reason="SERIES_TOO_LARGE",
+            field="tensor.shape",
+            retry_after_s=None,
+        )
 
 
 async def gather(jobs: Sequence[Awaitable[T]]) -> list[T]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from gateway.media.plan import SamplingPlan
 from gateway.pipeline import Prepared, UsedMedium
 from tessera.items import MultimodalItem
-from tessera.modality import PayloadKind
+from tessera.modality import Modality, PayloadKind
+from tessera.time_series import used_length
 from tessera.v1 import inference_service_pb2 as pb
 from tessera.v1 import types_pb2 as types
 
@@ -44,6 +45,8 @@ def _report(medium: UsedMedium, item: MultimodalItem) -> pb.MediaReport:
         report.grid_thw.CopyFrom(types.GridThw(t=item.grid_thw[0], h=item.grid_thw[1], w=item.grid_thw[2]))
     if item.payload_kind is PayloadKind.PIXELS_U8 and item.array is not None:
         report.height, report.width = item.array.shape[1:3]
+    if item.modality is Modality.TIME_SERIES:
+        _add_series(report, item)
     if medium.processed is not None:
         processed = medium.processed
         report.source_height, report.source_width = processed.source_size
@@ -52,6 +55,14 @@ def _report(medium: UsedMedium, item: MultimodalItem) -> pb.MediaReport:
         if processed.plan is not None:
             report.sampling.CopyFrom(_plan(processed.plan))
     return report
+
+
+def _add_series(report: pb.MediaReport, item: MultimodalItem) -> None:
+    report.num_channels = item.channels
+    report.sampling_rate_hz = item.sampling_rate_hz
+    if item.payload_kind is PayloadKind.SAMPLES and item.array is not None:
+        report.num_samples = len(item.array)
+        report.used_samples = used_length(len(item.array))
 
 
 def _plan(plan: SamplingPlan) -> pb.SamplingPlan:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.media.options import ImageOptions, VideoOptions
+from gateway.media.options import MediaOptions
 from gateway.media.source import MediaSource
 from gateway.processor.base import VideoLayout
 from gateway.processor.messages import ChatMessage
@@ -33,7 +33,7 @@ class Medium:
     modality: Modality
     field: str
     source: MediaSource | None = None
-    options: ImageOptions | VideoOptions | None = None
+    options: MediaOptions | None = None
     item: MultimodalItem | None = None
 
 

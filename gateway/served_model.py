@@ -5,13 +5,15 @@ Next: pipeline.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from gateway.media.series.formats import series_formats
 from gateway.processor.base import Processor
 from gateway.worker_link import WorkerLink
 from tessera import __version__
 from tessera.errors import FailedPrecondition, NotFound, Unavailable
+from tessera.modality import Modality
 from tessera.v1 import inference_service_pb2 as pb
 from tessera.v1 import types_pb2 as types
 from tessera.v1 import worker_service_pb2 as worker_pb
@@ -30,6 +32,17 @@ PROGRESS = (
     pb.MODEL_STATE_DOWNLOADING,
     pb.MODEL_STATE_UNAVAILABLE,
 )
+
+VISUAL = frozenset({Modality.IMAGE, Modality.VIDEO})
+
+
+def vision_disabled(field: str) -> FailedPrecondition:
+    """Return the refusal of a picture or clip on a server without its vision encoder."""
+    return FailedPrecondition(
+        "The vision encoder is disabled on this server: it takes no images and no videos.",
+        reason="VISION_DISABLED",
+        field=field,
+    )
 
 
 @dataclass(frozen=True)
@@ -77,27 +90,43 @@ class ServedModel:
         """Tokens that fit every ready worker's context."""
         return min(link.description.max_model_len for link in self.links if link.ready and link.description)
 
-    def check_media(self, fields: Sequence[str]) -> None:
-        """Refuse media where the workers have no vision encoder, before anything is fetched.
+    def check_media(self, media: Iterable[tuple[Modality, str]]) -> None:
+        """Refuse pictures and clips where the workers have no vision encoder, before anything is fetched.
 
         Args:
-            fields: paths of the request's media.
+            media: modality and path of each of the request's media.
 
         Raises:
             FailedPrecondition: VISION_DISABLED.
         """
-        if fields and self.description().vision_disabled:
-            raise FailedPrecondition(
-                "The vision encoder is disabled on this server: it takes text alone.",
-                reason="VISION_DISABLED",
-                field=fields[0],
-            )
+        if self.description().vision_disabled:
+            for modality, field in media:
+                if modality in VISUAL:
+                    raise vision_disabled(field)
+
+    def check_placeholders(self, token_ids: Sequence[int] | None, text: str | None) -> None:
+        """Refuse a raw prompt with placeholders that no encoder is there to fill.
+
+        Args:
+            token_ids: the prompt's, or None with `text`.
+            text: the prompt, whose spelled-out special tokens are tokens.
+
+        Raises:
+            FailedPrecondition: VISION_DISABLED.
+        """
+        if not self.description().vision_disabled:
+            return
+        visual = self.processor.placeholders_of(VISUAL)
+        if text is not None and not visual.isdisjoint(self.processor.tokenizer.split_special(text)):
+            raise vision_disabled("text")
+        for index, token in enumerate(token_ids or ()):
+            if token in visual:
+                raise vision_disabled(f"token_ids.ids[{index}]")
 
     def to_proto(self) -> pb.Model:
         """Return the model's public description, as far as it is known now."""
         states = [link_state(link) for link in self.links]
         best = min(range(len(states)), key=lambda i: PROGRESS.index(states[i][0]))
-        rules = self.processor.rules
         model = pb.Model(
             name=self.name,
             architecture=self.processor.architecture,
@@ -106,20 +135,11 @@ class ServedModel:
             modalities=[m.to_proto() for m in sorted(self.processor.modalities)],
             vocab_size=self.processor.vocab_size,
             limits=self.limits,
-            default_media_options=types.MediaOptions(
-                image=types.ImageOptions(min_pixels=rules.image_min_pixels, max_pixels=rules.image_max_pixels),
-                video=types.VideoOptions(
-                    fps=rules.fps,
-                    min_frames=rules.min_frames,
-                    max_frames=rules.max_frames,
-                    min_pixels=rules.video_min_pixels,
-                    max_pixels=rules.video_max_pixels,
-                ),
-                video_layout=types.VIDEO_LAYOUT_V5,
-            ),
+            default_media_options=default_options(self.processor),
             workers=[worker_status(link) for link in self.links],
             resize_backend=self.resize_backend,
             video_loaders=self.video_loaders,
+            series_formats=series_formats() if Modality.TIME_SERIES in self.processor.modalities else (),
             fingerprint=self.fingerprint,
             server_version=__version__,
         )
@@ -129,8 +149,29 @@ class ServedModel:
             model.default_sampling.CopyFrom(described.default_sampling)
             model.eos_token_ids.extend(described.eos_token_ids)
             if described.vision_disabled:
+                kept = [modality for modality in self.processor.modalities if modality not in VISUAL]
                 del model.modalities[:]
+                model.modalities.extend(modality.to_proto() for modality in sorted(kept))
         return model
+
+
+def default_options(processor: Processor) -> types.MediaOptions:
+    """Return what holds for media where a request is silent; nothing for modalities that the model does not have."""
+    options, rules = types.MediaOptions(), processor.rules
+    if Modality.IMAGE in processor.modalities:
+        options.image.min_pixels = rules.image_min_pixels
+        options.image.max_pixels = rules.image_max_pixels
+    if Modality.VIDEO in processor.modalities:
+        options.video.min_frames = rules.min_frames
+        options.video.max_frames = rules.max_frames
+        options.video.min_pixels = rules.video_min_pixels
+        options.video.max_pixels = rules.video_max_pixels
+        if rules.fps is not None:
+            options.video.fps = rules.fps
+        options.video_layout = types.VIDEO_LAYOUT_V5
+    if Modality.TIME_SERIES in processor.modalities:
+        options.time_series.SetInParent()  # no default rate: the file's, else unknown
+    return options
 
 
 def link_state(link: WorkerLink) -> tuple[pb.ModelState, float]:
@@ -158,8 +199,12 @@ def worker_status(link: WorkerLink) -> pb.WorkerStatus:
         cached_blocks=link.load.cached_blocks,
         used_blocks=link.load.used_blocks,
         pinned_items=link.load.pinned_items,
+        total_state_slots=link.load.total_state_slots,
+        running_state_slots=link.load.running_state_slots,
+        state_checkpoints=link.load.state_checkpoints,
     )
     if link.description is not None:
+        status.weight_bytes = link.description.weight_bytes
         status.device = link.description.device
         status.dtype = link.description.dtype
         for op, implementation in link.description.ops.items():

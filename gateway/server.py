@@ -21,6 +21,7 @@ from gateway.dispatch import Dispatcher
 from gateway.health import GatewayHealth
 from gateway.held import HeldStore
 from gateway.media.fetch import FetchLimits, MediaFetcher
+from gateway.media.loaders import find_others
 from gateway.media.options import ServerLimits
 from gateway.media.pool import MediaPool
 from gateway.media.process import ProcessLimits
@@ -38,6 +39,8 @@ from tessera.checkpoint import fingerprint, resolve_model_dir
 from tessera.grpc_options import MESSAGE_SLACK_BYTES, server_options
 from tessera.interceptors import ErrorInterceptor
 from tessera.items import MultimodalItem
+from tessera.modality import Modality
+from tessera.time_series import MAX_CHANNELS
 from tessera.v1 import inference_service_pb2 as pb
 from tessera.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 
@@ -60,8 +63,10 @@ class Gateway:
             limits=ProcessLimits(memory_bytes=settings.pool_memory_bytes, cpu_s=settings.pool_cpu_s),
             scratch_dir=settings.scratch_dir or None,
             max_waiting=settings.pool_queue,
+            video_loader=settings.video_loader,
         )
         self._links: list[WorkerLink] = []
+        self._video_loaders: tuple[str, ...] = ()
 
     async def serve(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -72,7 +77,7 @@ class Gateway:
         """
         stop = stop_signal()
         # The pool's processes are spawned before any channel exists; meanwhile the tokenizer is read.
-        pool_started = asyncio.create_task(self._pool.start())
+        pool_started = asyncio.create_task(self._start_pool())
         try:
             model_dir, processor = await asyncio.to_thread(load_model_files, self._settings.model)
             await pool_started
@@ -82,6 +87,11 @@ class Gateway:
             await asyncio.gather(pool_started, return_exceptions=True)
             await self._pool.close()
             log.info("gateway_stopped")
+
+    async def _start_pool(self) -> None:
+        await self._pool.start()
+        used = self._pool.video_loader
+        self._video_loaders = (used, *await asyncio.to_thread(find_others, used))
 
     async def _run(self, service: InferenceService, stop: asyncio.Event) -> None:
         server = self._make_server(service)
@@ -124,7 +134,7 @@ class Gateway:
             links=self._links,
             limits=request_limits(settings, limits, processor),
             resize_backend=self._pool.resize_backend,
-            video_loaders=self._pool.video_loaders,
+            video_loaders=self._video_loaders,
         )
         pipeline = Pipeline(
             model=model,
@@ -211,6 +221,8 @@ def make_limits(settings: GatewaySettings) -> ServerLimits:
         max_image_pixels=settings.max_image_pixels,
         max_video_pixels=settings.max_video_pixels,
         max_media_bytes=settings.max_media_bytes,
+        max_series_samples=settings.max_series_samples,
+        max_series_channels=MAX_CHANNELS,
     )
 
 
@@ -228,6 +240,7 @@ def make_uploads(settings: GatewaySettings) -> Uploads:
 def request_limits(settings: GatewaySettings, limits: ServerLimits, processor: Processor) -> pb.RequestLimits:
     """Return what GetModel says of limits."""
     rules = processor.rules
+    takes_series = Modality.TIME_SERIES in processor.modalities
     return pb.RequestLimits(
         max_inline_bytes=settings.max_inline_bytes,
         max_media_bytes=settings.max_media_bytes,
@@ -240,6 +253,8 @@ def request_limits(settings: GatewaySettings, limits: ServerLimits, processor: P
         max_requests=settings.max_requests,
         urls_allowed=bool(settings.allow_url_host),
         paths_allowed=bool(settings.media_root),
+        max_series_samples=limits.max_series_samples if takes_series else 0,
+        max_series_channels=limits.max_series_channels if takes_series else 0,
     )
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gateway.media.loaders import NAMES
+
 
 @dataclass(frozen=True)
 class GatewaySettings:
@@ -37,6 +39,13 @@ class GatewaySettings:
     pool_processes: int = field(default=2, metadata={"help": "processes that decode and resize media"})
     pool_memory_bytes: int = field(default=2 << 30, metadata={"help": "memory limit of each of them", "unit": "bytes"})
     pool_cpu_s: float = field(default=60.0, metadata={"help": "CPU seconds that one medium may take"})
+    video_loader: str = field(
+        default="auto",
+        metadata={
+            "help": "what decodes clips; auto = the first of these that is installed",
+            "choices": NAMES,
+        },
+    )
     pool_queue: int = field(default=1024, metadata={"help": "media that may wait for a process"})
     scratch_dir: str = field(default="", metadata={"help": "folder for loaders' files; default: a temporary one"})
     processor_cache_bytes: int = field(
@@ -56,6 +65,9 @@ class GatewaySettings:
     max_frames: int = field(default=768, metadata={"help": "most frames of a clip that are used"})
     max_source_frames: int = field(default=65_536, metadata={"help": "most frames that a clip may have"})
     max_duration_s: float = field(default=7200.0, metadata={"help": "most seconds of a clip"})
+    max_series_samples: int = field(
+        default=1 << 24, metadata={"help": "most samples of a time series, all its channels together"}
+    )
 
     allow_url_host: tuple[str, ...] = field(
         default=(), metadata={"help": "host that http(s) URLs may name; repeat for more; none = URLs are refused"}

@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from gateway.media.options import ImageOptions, VideoOptions, merge
+from gateway.media.options import ImageOptions, TimeSeriesOptions, VideoOptions, merge
 from gateway.media.source import (
     DataUrl,
     FilePath,
@@ -75,7 +75,8 @@ def chat_request(message: pb.ChatRequest, max_items: int) -> ChatRequest:
     with at("media_options"):
         layout = _layout(defaults.video_layout)
         image, video = image_options(defaults.image), video_options(defaults.video)
-    reader = _PartReader(image, video)
+        series = series_options(defaults.time_series)
+    reader = _PartReader(image, video, series)
     messages = tuple(reader.message(turn, f"messages[{index}]") for index, turn in enumerate(message.messages))
     _check_count(len(reader.media), max_items, "messages")
     return ChatRequest(
@@ -132,12 +133,18 @@ def video_options(message: types.VideoOptions) -> VideoOptions:
     return VideoOptions(**values)
 
 
+def series_options(message: types.TimeSeriesOptions) -> TimeSeriesOptions:
+    """Return the set fields of a message; bounds are checked where they are resolved."""
+    return TimeSeriesOptions(**_set_fields(message))
+
+
 class _PartReader:
     """Reads the parts of a chat and collects its media in order."""
 
-    def __init__(self, image: ImageOptions, video: VideoOptions) -> None:
+    def __init__(self, image: ImageOptions, video: VideoOptions, series: TimeSeriesOptions) -> None:
         self._image = image
         self._video = video
+        self._series = series
         self.media: list[Medium] = []
 
     def message(self, turn: pb.Message, path: str) -> ChatMessage:
@@ -167,6 +174,9 @@ class _PartReader:
         if kind == "video":
             clip_options = merge(self._video, video_options(part.video.options))
             return Medium(Modality.VIDEO, path, _source(part.video.media, Modality.VIDEO), clip_options)
+        if kind == "time_series":
+            rate = merge(self._series, series_options(part.time_series.options))
+            return Medium(Modality.TIME_SERIES, path, _source(part.time_series.media, Modality.TIME_SERIES), rate)
         if kind == "item":
             item = item_from_proto(part.item)
             if item.ranges:

@@ -10,6 +10,7 @@ from tessera.hashing import HASH_BYTES
 from tessera.items import MultimodalItem, check_grid, check_item, item_from_proto
 from tessera.modality import Modality
 from tessera.tensors import NUMPY_DTYPES, check_shape, dtype_name
+from tessera.time_series import check_series
 from tessera.v1 import types_pb2 as types
 from tessera.v1 import worker_service_pb2 as pb
 from worker.engine.item_store import ItemStore
@@ -107,7 +108,11 @@ class Upload:
             message = f"The tensors have {sum(self._sizes)} bytes, the header announces {header.size_bytes}."
             raise _invalid(message, "TENSOR_SIZE", "size_bytes")
         name = types.MultimodalItem(
-            modality=self._item.modality, content_hash=self.content_hash, timestamps=self._item.timestamps
+            modality=self._item.modality,
+            content_hash=self.content_hash,
+            timestamps=self._item.timestamps,
+            sampling_rate_hz=self._item.sampling_rate_hz,
+            channels=self._item.channels,
         )
         if self._item.HasField("grid_thw"):
             name.grid_thw.CopyFrom(self._item.grid_thw)
@@ -116,12 +121,23 @@ class Upload:
             reader.check_modality(item.modality)
             if item.modality in (Modality.IMAGE, Modality.VIDEO):
                 grid = check_grid(item.modality, item.grid_thw, self._geometry)
-                tokens = self._geometry.num_tokens(grid)
-                if tokens > max_tokens:
-                    message = f"An item of {tokens} tokens; this worker encodes at most {max_tokens}."
-                    raise _invalid(message, "ITEM_TOO_LARGE", "grid_thw")
-        except InvalidArgument as error:
+                tokens, field = self._geometry.num_tokens(grid), "grid_thw"
+            else:
+                tokens, field = self._series_tokens(item.sampling_rate_hz), "tensor.shape"
+            if tokens > max_tokens:
+                message = f"An item of {tokens} tokens; this worker encodes at most {max_tokens}."
+                raise _invalid(message, "ITEM_TOO_LARGE", field)
+        except (InvalidArgument, ResourceExhausted) as error:
             raise error.under("item") from None
+
+    def _series_tokens(self, sampling_rate_hz: float) -> int:
+        """The tokens of a series by its header; kind and dtype are checked when the bytes are here."""
+        shape = tuple(self._item.tensor.shape)
+        if len(shape) != 2:
+            raise _invalid(f"A series has 2 dimensions, not {len(shape)}.", "TENSOR_SHAPE", "tensor.shape")
+        if self._item.payload_kind == types.PAYLOAD_KIND_EMBEDDINGS:
+            return shape[0]
+        return check_series(shape[0], shape[1], sampling_rate_hz)
 
 
 def _size(tensor: types.Tensor, path: str) -> int:

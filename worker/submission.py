@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tessera.errors import FailedPrecondition, InvalidArgument, ServeError, Unimplemented
-from tessera.items import ItemGeometry, MultimodalItem, check_grid, item_from_proto
+from tessera.items import ItemGeometry, MultimodalItem, check_grid, check_no_grid, item_from_proto
 from tessera.modality import Modality
 from tessera.v1 import types_pb2 as types
 from tessera.v1 import worker_service_pb2 as pb
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.sequence import SequenceGroup, SequenceItem, TokenSpan
-from worker.status import geometry_of, is_vision_disabled
+from worker.status import geometry_of
 
 if TYPE_CHECKING:
     from worker.models.base import ModelInfo
 
+VISUAL = (Modality.IMAGE, Modality.VIDEO)
 MAX_CHOICES = 64
 MAX_SALT_BYTES = 1024
 MAX_STOP_TOKENS = 64
@@ -66,7 +67,12 @@ class SubmitReader:
         self.info = info
         self._geometry: ItemGeometry = geometry_of(info)
         self._max_model_len = max_model_len
-        self._placeholders = {Modality.IMAGE: info.image_token_id, Modality.VIDEO: info.video_token_id}
+        self._visual_tokens = [token for token in (info.image_token_id, info.video_token_id) if token is not None]
+        self._placeholders = {
+            Modality.IMAGE: info.image_token_id,
+            Modality.VIDEO: info.video_token_id,
+            Modality.TIME_SERIES: info.time_series_token_id,
+        }
 
     def read(self, submit: pb.Submit, owner: int, now_s: float) -> SequenceGroup:
         """Return the request of a message.
@@ -91,11 +97,13 @@ class SubmitReader:
         self._check_ids(prompt, "prompt_token_ids")
         params = self._params(submit.sampling, len(prompt))
         choices = _choices(submit, params.n)
+        items = self._items(submit, prompt)
+        self._check_vision(prompt)
         return SequenceGroup(
             request_id=submit.request_id,
             prompt_ids=tuple(prompt.tolist()),
             params=params,
-            items=self._items(submit, prompt),
+            items=items,
             owner=owner,
             epoch=submit.epoch,
             priority=submit.priority,
@@ -114,13 +122,22 @@ class SubmitReader:
         """
         if modality in self.info.modalities:
             return
-        if is_vision_disabled(self.info) and modality in self._placeholders:
-            raise FailedPrecondition(
-                "The vision encoder is disabled on this worker.", reason="VISION_DISABLED", field="modality"
-            )
+        if self.info.vision_disabled and modality in VISUAL:
+            raise vision_disabled("modality")
         raise Unimplemented(
             f"This model does not take items of modality {modality}.", reason="MODALITY_UNSUPPORTED", field="modality"
         )
+
+    def _check_vision(self, prompt: np.ndarray) -> None:
+        """Refuse placeholders that no encoder is there to fill.
+
+        Raises:
+            FailedPrecondition: the vision encoder was left out; at the first placeholder.
+        """
+        if self.info.vision_disabled:
+            found = np.flatnonzero(np.isin(prompt, self._visual_tokens))
+            if len(found):
+                raise vision_disabled(f"prompt_token_ids[{found[0]}]")
 
     def _items(self, submit: pb.Submit, prompt: np.ndarray) -> tuple[SequenceItem, ...]:
         items = []
@@ -133,7 +150,11 @@ class SubmitReader:
             try:
                 item = item_from_proto(message)
                 self.check_modality(item.modality)
-                grid = check_grid(item.modality, item.grid_thw, self._geometry)
+                grid = None
+                if item.modality in VISUAL:
+                    grid = check_grid(item.modality, item.grid_thw, self._geometry)
+                else:
+                    check_no_grid(item)
                 self._check_ranges(item, grid, prompt)
             except ServeError as error:
                 raise error.under(path) from None
@@ -149,7 +170,7 @@ class SubmitReader:
             end = last
         return tuple(items)
 
-    def _check_ranges(self, item: MultimodalItem, grid: tuple[int, int, int], prompt: np.ndarray) -> None:
+    def _check_ranges(self, item: MultimodalItem, grid: tuple[int, int, int] | None, prompt: np.ndarray) -> None:
         if not item.ranges:
             raise _invalid("An item has at least one range.", "RANGE_COUNT", "ranges")
         token_id, end = self._placeholders[item.modality], 0
@@ -163,6 +184,11 @@ class SubmitReader:
             if (prompt[span.offset : span.end] != token_id).any():
                 raise _invalid(f"{where} covers tokens other than the placeholder {token_id}.", "RANGE_TOKENS", field)
             end = span.end
+        if grid is None:
+            # How many tokens a series owns shows when its bytes are here (ModelRunner.encode).
+            if len(item.ranges) != 1:
+                raise _invalid(f"A series has one range, not {len(item.ranges)}.", "RANGE_COUNT", "ranges")
+            return
         expected = self._geometry.num_tokens(grid)
         if item.num_tokens != expected:
             message = f"The ranges cover {item.num_tokens} tokens; the grid {list(grid)} gives {expected}."
@@ -213,6 +239,11 @@ class SubmitReader:
                 "TOKEN_OUT_OF_VOCABULARY",
                 f"{path}[{index}]",
             )
+
+
+def vision_disabled(field: str) -> FailedPrecondition:
+    """Return the refusal of a picture or clip where the vision encoder was left out."""
+    return FailedPrecondition("The vision encoder is disabled on this worker.", reason="VISION_DISABLED", field=field)
 
 
 def _choices(submit: pb.Submit, n: int) -> tuple[int, ...]:

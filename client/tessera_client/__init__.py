@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tessera_client.async_client import AsyncClient, AsyncStream
+    from tessera_client.embeddings import load_embeddings, save_embeddings
+    from tessera_client.encoding import encode_image_base64, encode_image_url, encode_video_base64, encode_video_url
     from tessera_client.errors import (
         Cancelled,
         DeadlineExceeded,
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
         Unavailable,
         Unimplemented,
     )
+    from tessera_client.from_processor import items_from_processor
     from tessera_client.items import Item
+    from tessera_client.loading import load_image, load_video
     from tessera_client.parts import (
+        Clip,
         Image,
         MediaId,
         Message,
@@ -50,6 +55,8 @@ if TYPE_CHECKING:
         Usage,
     )
     from tessera_client.sync_client import Client, Stream
+    from tessera_client.tensors import Tensor
+    from tessera_client.time_series import Series, encode_time_series_base64, load_time_series
     from tessera_client.uploads import UploadProgress
 
 __all__ = [
@@ -59,6 +66,7 @@ __all__ = [
     "ChatResult",
     "Choice",
     "Client",
+    "Clip",
     "DeadlineExceeded",
     "Delta",
     "FailedPrecondition",
@@ -76,9 +84,11 @@ __all__ = [
     "PrepareResult",
     "ResourceExhausted",
     "SamplingPlan",
+    "Series",
     "ServerPath",
     "ServerUnreachable",
     "Stream",
+    "Tensor",
     "TesseraError",
     "Text",
     "TimeSeries",
@@ -90,13 +100,38 @@ __all__ = [
     "Usage",
     "Video",
     "assistant",
+    "encode_image_base64",
+    "encode_image_url",
+    "encode_time_series_base64",
+    "encode_video_base64",
+    "encode_video_url",
+    "items_from_processor",
+    "load_embeddings",
+    "load_image",
+    "load_time_series",
+    "load_video",
+    "save_embeddings",
     "system",
     "tool",
     "user",
 ]
 
 # In the order in which they import each other.
-_MODULES = ("errors", "parts", "items", "uploads", "results", "sync_client", "async_client")
+_MODULES = (
+    "errors",
+    "parts",
+    "tensors",
+    "items",
+    "uploads",
+    "results",
+    "time_series",
+    "sync_client",
+    "async_client",
+    "loading",
+    "encoding",
+    "embeddings",
+    "from_processor",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tessera.v1 import types_pb2 as types
+from tessera_client.errors import InvalidArgument
+from tessera_client.tensors import Tensor
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Item:
     Attributes:
         modality: "image", "video", "time_series".
         payload_kind: "pixels_u8", "patches", "samples", "embeddings" (shapes: PayloadKind in types.proto).
-        array: ndarray with the payload; None where `content_hash` names it.
+        array: the payload, as Tensor.from_array takes it; None where `content_hash` names it.
         content_hash: 32 bytes; None where `array` is given.
         grid_thw: patches along time, height, width.
         ranges: (offset, length) pairs in the expanded prompt; empty: the server expands.
@@ -70,6 +72,7 @@ class Item:
 
         Raises:
             ValueError: modality or payload_kind is not a name of the contract.
+            InvalidArgument: an array's type, layout or device is not; see Tensor.from_array.
         """
         message = types.MultimodalItem(
             modality=f"MODALITY_{self.modality.upper()}",
@@ -83,15 +86,21 @@ class Item:
         if self.grid_thw is not None:
             _set_grid(message, self.grid_thw)
         if self.array is not None:
-            from tessera.tensors import from_array
-
-            message.tensor.CopyFrom(from_array(self.array, self.dtype))
+            message.tensor.CopyFrom(_tensor(self.array, self.dtype, "tensor"))
             for name, side in self.side_arrays.items():
                 # bfloat16 patterns come together: numpy's uint16 has no other meaning here.
-                message.side_tensors[name].CopyFrom(from_array(side, "BF16" if side.dtype.name == "uint16" else None))
+                dtype = "BF16" if str(getattr(side, "dtype", "")) == "uint16" else None
+                message.side_tensors[name].CopyFrom(_tensor(side, dtype, f"side_tensors[{name}]"))
         elif self.content_hash is not None:
             message.content_hash = self.content_hash
         return message
+
+
+def _tensor(array: Any, dtype: str | None, field: str) -> types.Tensor:
+    try:
+        return Tensor.from_array(array, dtype).to_proto()
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message, reason=error.reason, field=field) from None
 
 
 def _set_grid(message: types.MultimodalItem, grid_thw: Sequence[int]) -> None:

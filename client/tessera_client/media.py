@@ -15,16 +15,19 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlparse
 
 from tessera.v1 import inference_service_pb2 as pb
 from tessera_client.errors import InvalidArgument
-from tessera_client.parts import MediaId, ServerPath, Video
+from tessera_client.parts import Clip, MediaId, ServerPath, Video
 from tessera_client.results import UploadResult
 from tessera_client.uploads import Bag, Blob
 
+JPEG_LIST = "data:video/jpeg"
+JPEG_LIST_FPS = 2.0
 FRAME_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
@@ -69,7 +72,7 @@ def write_video(media: pb.MediaSource, video: Video, bag: Bag, field: str) -> No
         InvalidArgument: the source cannot be used.
         OSError: a file cannot be read.
     """
-    frames = _frames(video.source)
+    frames, video = _frames_and_times(video, bag, field)
     if frames is None:
         if video.source_fps is not None or video.timestamps is not None:
             raise _invalid("source_fps and timestamps belong to a list of frames, not to a file.", field)
@@ -100,7 +103,7 @@ def encode_picture(picture: Any) -> bytes:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError("Pillow is needed to encode pictures: pip install 'tessera[client]'") from error
-    if _is_array(picture):
+    if is_array(picture):
         grey = picture.ndim == 2
         if picture.dtype.name != "uint8" or not (grey or (picture.ndim == 3 and picture.shape[2] in (3, 4))):
             raise ValueError(
@@ -120,7 +123,7 @@ def encode_picture(picture: Any) -> bytes:
 def _object(source: Any, field: str) -> Blob:
     """Return the blob of a PIL image, an array or an open file."""
     try:
-        if _is_array(source) or _is_pil(source):
+        if is_array(source) or is_pil(source):
             return Blob("picture.png", encode_picture(source), mime_type="image/png")
     except ValueError as error:
         raise _invalid(f"{str(error).capitalize()}.", field) from None
@@ -150,7 +153,7 @@ def _file(source: str | os.PathLike[str]) -> Blob:
 def _write_data_url(media: pb.MediaSource, url: str, bag: Bag, field: str) -> None:
     """Small ones and lists of frames go as they are, large ones as bytes."""
     head, _, body = url.partition(",")
-    if len(body) <= bag.upload_above_bytes or head.startswith("data:video/jpeg"):
+    if len(body) <= bag.upload_above_bytes or head.startswith(JPEG_LIST):
         media.url = url
         return
     try:
@@ -161,9 +164,41 @@ def _write_data_url(media: pb.MediaSource, url: str, bag: Bag, field: str) -> No
     bag.add_media(media, Blob("media", data, mime_type=mime_type))
 
 
-def _frames(source: Any) -> Sequence[Any] | None:
+def _frames_and_times(video: Video, bag: Bag, field: str) -> tuple[Sequence[Any] | None, Video]:
+    """Return a clip's frames (None = it is a file), and the clip with the rate or times that its source brings."""
+    source = video.source
+    is_timed = video.source_fps is not None or video.timestamps is not None
+    if isinstance(source, Clip):
+        return source.frames, video if is_timed else replace(video, timestamps=source.timestamps or None)
+    if not isinstance(source, str) or not source.startswith(JPEG_LIST):
+        return frames_of(source), video
+    if not is_timed and len(source) <= bag.upload_above_bytes:
+        return None, video
+    try:
+        frames, rate = split_jpeg_list(source)
+    except InvalidArgument as error:
+        raise _invalid(error.message, f"{field}.url") from None
+    return frames, video if is_timed else replace(video, source_fps=rate or JPEG_LIST_FPS)
+
+
+def split_jpeg_list(url: str) -> tuple[list[bytes], float | None]:
+    """Return the files of `data:video/jpeg;base64,a,b,c`, and the rate where it says one (`;fps=8`).
+
+    Raises:
+        InvalidArgument: it is malformed.
+    """
+    head, _, body = url.partition(",")
+    rate = next((part.removeprefix("fps=") for part in head.split(";") if part.startswith("fps=")), None)
+    try:
+        return [base64.b64decode(piece, validate=True) for piece in body.split(",")], float(rate) if rate else None
+    except (binascii.Error, ValueError):
+        message = "A list of frames is data:video/jpeg;base64,A,B,C; this one is malformed."
+        raise _invalid(message, None) from None
+
+
+def frames_of(source: Any) -> Sequence[Any] | None:
     """Return the frames of a list, a four-dimensional array or a folder; None for anything else."""
-    if isinstance(source, list | tuple) or (_is_array(source) and source.ndim == 4):
+    if isinstance(source, list | tuple) or (is_array(source) and source.ndim == 4):
         return source
     if isinstance(source, str | os.PathLike) and not str(source).startswith(("data:", "http:", "https:")):
         folder = Path(source).expanduser()
@@ -177,13 +212,15 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(run), "") if run.isdigit() else (0, run) for run in re.split(r"(\d+)", path.name)]
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Return whether it is a numpy array."""
     # Where numpy was never imported, nothing can be an array of it.
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 
-def _is_pil(value: Any) -> bool:
+def is_pil(value: Any) -> bool:
+    """Return whether it is a PIL image."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(value, pil.Image)
 
@@ -195,5 +232,5 @@ def _digest(media_id: MediaId, field: str) -> bytes:
         raise _invalid(f"Not a media id: {error}.", f"{field}.media_id") from None
 
 
-def _invalid(message: str, field: str) -> InvalidArgument:
+def _invalid(message: str, field: str | None) -> InvalidArgument:
     return InvalidArgument(message, reason="MEDIA_SOURCE", field=field)

@@ -17,7 +17,8 @@ from tessera_client.errors import InvalidArgument
 from tessera_client.items import Item
 from tessera_client.media import write_source, write_video
 from tessera_client.options import write_options
-from tessera_client.parts import Image, Message, Text, TimeSeries, Video
+from tessera_client.parts import Clip, Image, Message, Text, TimeSeries, Video
+from tessera_client.time_series import SERIES_SUFFIXES, Series, write_series
 from tessera_client.uploads import Bag
 
 ROLES = {
@@ -28,8 +29,10 @@ ROLES = {
     "tool": pb.ROLE_TOOL,
 }
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".gif"})
+PART_TYPES = ("text", "image", "video", "time_series")
 _VIDEO_FIELDS = frozenset(f.name for f in fields(Video)) - {"source"}
 _IMAGE_FIELDS = frozenset(f.name for f in fields(Image)) - {"source"}
+_SERIES_FIELDS = frozenset(f.name for f in fields(TimeSeries)) - {"source"}
 
 
 def write_messages(request: pb.ChatRequest, conversation: Any, bag: Bag) -> None:
@@ -74,7 +77,7 @@ def write_part(target: pb.Part, part: Any, bag: Bag, field: str) -> None:
             options = _given(part, "source_fps", "timestamps")
             write_options(target.video.options, options, f"{field}.video.options")
         case TimeSeries():
-            write_source(target.time_series.media, part.source, bag, f"{field}.time_series.media")
+            write_series(target.time_series, part, bag, f"{field}.time_series")
             write_options(target.time_series.options, _given(part), f"{field}.time_series.options")
         case Item():
             write_item(target.item, part, bag, f"{field}.item")
@@ -92,21 +95,23 @@ def write_item(target: types.MultimodalItem, item: Any, bag: Bag, field: str) ->
     """
     try:
         target.CopyFrom(item.to_proto() if isinstance(item, Item) else item)
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message, reason=error.reason, field=f"{field}.{error.field}") from None
     except (ValueError, TypeError) as error:
         raise _invalid(f"Not an item: {error}.", field) from None
     if target.HasField("tensor"):
         bag.add_item(target)
 
 
-def part_from_dict(part: Mapping[str, Any], field: str) -> Text | Image | Video:
-    """Return the part of {"type": "text" | "image" | "image_url" | "video" | "video_url", ...}.
+def part_from_dict(part: Mapping[str, Any], field: str) -> Text | Image | Video | TimeSeries:
+    """Return the part of {"type": "text" | "image" | "video" | "time_series", ...}, or of a type with "_url" behind it.
 
     Other keys are the part's options: {"type": "video", "video": "a.mp4", "fps": 2}.
 
     Raises:
         InvalidArgument: type or a key is not known, or the value is missing.
     """
-    kind = part.get("type") or next((key for key in ("text", "image", "video") if key in part), None)
+    kind = part.get("type") or next((key for key in PART_TYPES if key in part), None)
     rest = {key: value for key, value in part.items() if key != "type"}
     if kind == "text":
         return Text(str(_take(rest, ("text",), kind, field)))
@@ -116,7 +121,13 @@ def part_from_dict(part: Mapping[str, Any], field: str) -> Text | Image | Video:
     if kind in ("video", "video_url"):
         source = _take(rest, ("video", "video_url", "url", "path"), kind, field)
         return Video(source, **_known(rest, _VIDEO_FIELDS, field))
-    raise _invalid(f'Unknown part type {kind!r}: use "text", "image", "image_url", "video" or "video_url".', field)
+    if kind in ("time_series", "time_series_url"):
+        source = _take(rest, ("time_series", "time_series_url", "url", "path"), kind, field)
+        if "sampling_rate" in rest:
+            rest["sampling_rate_hz"] = rest.pop("sampling_rate")
+        return TimeSeries(source, **_known(rest, _SERIES_FIELDS, field))
+    names = ", ".join(f'"{name}"' for name in PART_TYPES)
+    raise _invalid(f'Unknown part type {kind!r}: use {names}, or one of media with "_url" behind it.', field)
 
 
 def _turns(conversation: Any) -> Sequence[Any]:
@@ -153,15 +164,19 @@ def _role_and_parts(turn: Any, field: str) -> tuple[pb.Role, Sequence[Any]]:
     return ROLES[role], content if isinstance(content, list | tuple) else (content,)
 
 
-def _guess(part: Any, field: str) -> Image | Video:
+def _guess(part: Any, field: str) -> Image | Video | TimeSeries:
     """A bare path, PIL image or array: what is it?"""
     if isinstance(part, os.PathLike):
         path = Path(part)
+        if path.suffix.lower() in SERIES_SUFFIXES:
+            return TimeSeries(part)
         return Video(part) if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir() else Image(part)
-    if getattr(part, "ndim", None) == 4:
+    if isinstance(part, Series):
+        return TimeSeries(part)
+    if isinstance(part, Clip) or getattr(part, "ndim", None) == 4:
         return Video(part)
     if isinstance(part, bytes | bytearray | memoryview):
-        raise _invalid("Bytes do not say what they are: wrap them in Image(...) or Video(...).", field)
+        raise _invalid("Bytes do not say what they are: wrap them in Image(...), Video(...) or TimeSeries(...).", field)
     return Image(part)
 
 

@@ -10,7 +10,7 @@ Next: media.py, which turns sources into bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +75,9 @@ class Video:
 
     Args:
         source: path of a file or of a folder of frames, URL, bytes, MediaId, ServerPath, ndarray
-            (frames, height, width, 3) of uint8, or a sequence of image sources.
-        source_fps: frames a second of a list of frames: then it is sampled like a file.
+            (frames, height, width, 3) of uint8, a Clip of load_video, or a sequence of image sources.
+        source_fps: frames a second of a list of frames: then it is sampled like a file; of data:video/jpeg 2 where
+            neither this nor the URL says it.
         timestamps: seconds of each frame of a list: then every frame is used.
         num_frames: how many frames to use.
         fps: frames to use for each second.
@@ -102,12 +103,35 @@ class Video:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """A clip in memory; Video takes it as its source, and numpy for its frames.
+
+    Attributes:
+        frames: (frames, height, width, 3) uint8.
+        timestamps: seconds of each frame; empty = unknown.
+    """
+
+    frames: Any
+    timestamps: tuple[float, ...] = ()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self.frames.astype(dtype or self.frames.dtype, copy=bool(copy))
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.frames)
+
+
+@dataclass(frozen=True)
 class TimeSeries:
-    """A time series from a file.
+    """A time series.
 
     Args:
-        source: path, URL, bytes, MediaId, ServerPath (an array goes as an Item of SAMPLES).
-        sampling_rate_hz: samples a second, where the file does not say.
+        source: path, URL or bytes of an npy, csv, wav, flac, mp3 or ogg file, MediaId, ServerPath; or a Series, an
+            ndarray (length,) or (length, channels), a list of numbers or of rows.
+        sampling_rate_hz: samples a second; goes before what the file says.
     """
 
     source: Source

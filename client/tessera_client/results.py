@@ -109,7 +109,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class MediaReport:
-    """What was used of one medium; sizes in pixels."""
+    """What was used of one medium; sizes of pictures and clips in pixels.
+
+    Attributes:
+        num_samples: of a series, in each channel; 0 where only its embeddings came.
+        used_samples: the first of them, which the encoder looks at.
+        num_channels: of a series.
+        sampling_rate_hz: of a series; 0 = unknown.
+    """
 
     modality: str
     content_hash: bytes
@@ -124,6 +131,10 @@ class MediaReport:
     sampling: SamplingPlan | None
     cached: bool
     preprocessed: bool
+    num_samples: int = 0
+    used_samples: int = 0
+    num_channels: int = 0
+    sampling_rate_hz: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -233,6 +244,8 @@ class RequestLimits:
     max_requests: int = 0
     urls_allowed: bool = False
     paths_allowed: bool = False
+    max_series_samples: int = 0
+    max_series_channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -251,6 +264,9 @@ class WorkerInfo:
     device: str
     dtype: str
     ops: dict[str, str]
+    total_state_slots: int = 0
+    running_state_slots: int = 0
+    state_checkpoints: int = 0
 
 
 @dataclass(frozen=True)
@@ -278,6 +294,7 @@ class Model:
     video_loaders: tuple[str, ...]
     fingerprint: str
     server_version: str
+    series_formats: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:

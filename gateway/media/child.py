@@ -29,9 +29,10 @@ from gateway.media.decode import (
     process_video,
     work_from_json,
 )
-from gateway.media.opencv_loader import OpenCVLoader
+from gateway.media.loaders import LoaderMissingError, load
 from gateway.media.problem import MediaProblem
 from gateway.media.resize import Resizer, load_resizer
+from gateway.media.series.work import Samples, SeriesWork, process_series
 from gateway.media.video import VideoLoader
 from gateway.media.wire import ALIGNMENT, receive, send
 
@@ -63,7 +64,7 @@ class Region:
         return self.bytes[self.result_at : self.result_at + size].reshape(shape)
 
 
-def run(job: dict[str, Any], region: Region, loader: VideoLoader, resize: Resizer) -> Pixels:
+def run(job: dict[str, Any], region: Region, loader: VideoLoader, resize: Resizer) -> Pixels | Samples:
     """Do one job.
 
     Raises:
@@ -71,6 +72,8 @@ def run(job: dict[str, Any], region: Region, loader: VideoLoader, resize: Resize
         MemoryError: It needs more than the process may have.
     """
     parts = region.inputs(job["sizes"])
+    if job["modality"] == "time_series":
+        return process_series(parts[0], SeriesWork.from_json(job["work"]), region.allocate)
     work = work_from_json(job["modality"], job["work"])
     if isinstance(work, ImageWork):
         return process_image(parts[0], work, resize, region.allocate)
@@ -90,9 +93,9 @@ def _run_file(
 
 
 def answer(job: dict[str, Any], region: Region, loader: VideoLoader, resize: Resizer) -> dict[str, Any]:
-    """Do one job and say how it went: {"pixels"}, {"problem"}, or {"failure"} for a fault of ours."""
+    """Do one job and say how it went: {"pixels"}, {"samples"}, {"problem"}, or {"failure"} for a fault of ours."""
     try:
-        pixels = run(job, region, loader, resize)
+        done = run(job, region, loader, resize)
     except MediaProblem as problem:
         return {"problem": vars(problem)}
     except MemoryError:
@@ -100,10 +103,12 @@ def answer(job: dict[str, Any], region: Region, loader: VideoLoader, resize: Res
         return {"problem": _exhausted(text)}
     except Exception:
         return {"failure": traceback.format_exc(limit=-8)}
-    result = {field.name: getattr(pixels, field.name) for field in dataclasses.fields(pixels)}
-    result["array"] = {"offset": region.result_at, "shape": pixels.array.shape}
-    result["content_hash"] = pixels.content_hash.hex()
-    result["plan"] = None if pixels.plan is None else dataclasses.asdict(pixels.plan)
+    if isinstance(done, Samples):
+        return {"samples": done.to_json(region.result_at)}
+    result = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}
+    result["array"] = {"offset": region.result_at, "shape": done.array.shape}
+    result["content_hash"] = done.content_hash.hex()
+    result["plan"] = None if done.plan is None else dataclasses.asdict(done.plan)
     return {"pixels": result}
 
 
@@ -116,10 +121,15 @@ def main() -> None:
     config = json.loads(sys.argv[1])
     sandbox.end_with(config["lifeline"], Path(config["folder"]))
     memory = mmap.mmap(config["memory"], config["memory_bytes"])
-    region, loader = Region(memory), OpenCVLoader()
+    region = Region(memory)
+    channel = socket.socket(fileno=config["channel"])
+    try:
+        loader = load(config["video_loader"])
+    except LoaderMissingError as error:
+        send(channel, {"missing": str(error)})
+        return
     resize = load_resizer([Path(directory) for directory in config["resize_search"]])
     sandbox.enter(config["memory_limit_bytes"], config["memory_bytes"])
-    channel = socket.socket(fileno=config["channel"])
     send(channel, {"ready": resize.name})
     while (job := receive(channel)) is not None:
         sandbox.allow_cpu(config["cpu_limit_s"])

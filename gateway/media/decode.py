@@ -122,13 +122,15 @@ def _process_clip(reader: VideoReader, work: VideoWork, resize: Resizer, allocat
         kept = plan.keep(clip.readable)
         if kept == plan or clip.compact(kept):
             array = clip.array(len(kept.frame_indices))
-            return _pixels("video", array, clip.source, budget, work.rules, kept)
+            return _pixels("video", array, clip.source, budget, work.rules, kept.at(reader.times))
         plan = kept
     raise unreadable()
 
 
 def _plan(total: int, reader: VideoReader, work: VideoWork) -> SamplingPlan:
-    return resolve_sampling(total, reader.info.fps, work.options, work.rules, work.limits, work.timestamps)
+    fps = reader.info.fps
+    duration = None if isinstance(reader, FrameListReader) or not fps else total / fps
+    return resolve_sampling(total, fps, work.options, work.rules, work.limits, work.timestamps, duration)
 
 
 def _is_lie(end: int, total: int) -> bool:

@@ -145,6 +145,7 @@ class MediaFetcher:
     async def _decode_data_url(self, url: str) -> MediaBytes:
         head, comma, body = url.partition(",")
         kind, *flags = [part.strip() for part in head.lower().removeprefix("data:").split(";")]
+        rate = next((flag.removeprefix("fps=") for flag in flags if flag.startswith("fps=")), None)
         if not comma or not head.lower().startswith("data:") or "base64" not in flags:
             raise InvalidArgument("A data URL is data:TYPE;base64,DATA.", reason="DATA_URL_INVALID")
         if kind != "video/jpeg":
@@ -152,7 +153,8 @@ class MediaFetcher:
         if body.count(",") >= MAX_JPEG_FRAMES:
             message = f"A data URL has at most {MAX_JPEG_FRAMES} frames."
             raise InvalidArgument(message, reason="TOO_MANY")
-        return _join([await self._decode_base64(piece) for piece in body.split(",")], JPEG_LIST_FPS, None)
+        fps = JPEG_LIST_FPS if rate is None else _stated_fps(rate)
+        return _join([await self._decode_base64(piece) for piece in body.split(",")], fps, None)
 
     async def _decode_base64(self, text: str) -> MediaBytes:
         if len(text) * 3 // 4 > self._limits.max_media_bytes + 3:
@@ -173,6 +175,16 @@ class MediaFetcher:
         if len(data) <= _HASH_INLINE_BYTES:
             return MediaBytes(data, hashlib.sha256(data).digest())
         return MediaBytes(data, await asyncio.to_thread(lambda: hashlib.sha256(data).digest()))
+
+
+def _stated_fps(text: str) -> float:
+    try:
+        fps = float(text)
+    except ValueError:
+        fps = 0.0
+    if not 0 < fps < float("inf"):
+        raise InvalidArgument("The data URL's fps must be a number above 0.", reason="SAMPLING_INVALID")
+    return fps
 
 
 async def _decode_slices(text: str) -> bytes:

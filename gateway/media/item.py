@@ -1,4 +1,4 @@
-"""What the pool gives back: an item of pixels, and what was decided on the way.
+"""What the pool gives back: an item of pixels or samples, and what was decided on the way.
 
 A pool process works on hostile bytes, so its answer is checked like any other input.
 
@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.media.plan import SamplingPlan
+from tessera.errors import ServeError
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
+from tessera.tensors import all_finite
+from tessera.time_series import check_series
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,17 @@ class ProcessedItem:
     """One processed medium.
 
     Attributes:
-        item: PIXELS_U8 (frames, height, width, 3), with grid, times and hash, without ranges.
-        source_size: (height, width) as decoded, EXIF orientation applied.
-        effective_min_pixels, effective_max_pixels: The budget that held.
-        plan: The frames that were used; None for a picture.
+        item: PIXELS_U8 (frames, height, width, 3) with grid and times, or SAMPLES fp32 (length, channels) with rate;
+            with hash, without ranges.
+        source_size: (height, width) as decoded, EXIF orientation applied; (0, 0) for a series.
+        effective_min_pixels, effective_max_pixels: The budget that held; 0 for a series.
+        plan: The frames that were used; None for a picture or series.
     """
 
     item: MultimodalItem
-    source_size: tuple[int, int]
-    effective_min_pixels: int
-    effective_max_pixels: int
+    source_size: tuple[int, int] = (0, 0)
+    effective_min_pixels: int = 0
+    effective_max_pixels: int = 0
     plan: SamplingPlan | None = None
 
     @property
@@ -41,7 +45,7 @@ class ProcessedItem:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its pixels."""
+        """Bytes of its pixels or samples."""
         return 0 if self.item.array is None else self.item.array.nbytes
 
 
@@ -56,6 +60,50 @@ def result_place(pixels: dict[str, Any], region_bytes: int) -> tuple[int, tuple[
     if not whole or len(shape) != 4 or shape[3] != 3 or offset + math.prod(shape) > region_bytes:
         raise ValueError("a result outside of the shared memory")
     return offset, shape
+
+
+def series_place(samples: dict[str, Any], region_bytes: int) -> tuple[int, tuple[int, int]]:
+    """Where a process says that its series is: (offset, (length, channels)), inside the shared memory.
+
+    Raises:
+        ValueError: It cannot be.
+    """
+    offset, (length, channels) = samples["array"]["offset"], samples["array"]["shape"]
+    whole = all(type(n) is int and n > 0 for n in (length, channels)) and type(offset) is int and offset >= 0
+    if not whole or offset + length * channels * 4 > region_bytes:
+        raise ValueError("a result outside of the shared memory")
+    return offset, (length, channels)
+
+
+def build_series(samples: dict[str, Any], array: NDArray[np.float32]) -> ProcessedItem:
+    """Make the item of a process's answer to a series.
+
+    Args:
+        samples: The answer's numbers.
+        array: (length, channels) fp32, a copy that the process cannot change.
+
+    Raises:
+        ValueError: The numbers cannot be.
+        InvalidArgument, ResourceExhausted: what check_series raises; field relative to the media part.
+    """
+    rate = samples["sampling_rate_hz"]
+    if type(rate) not in (int, float) or not 0 <= rate < math.inf or not all_finite(array, "F32"):
+        raise ValueError("a result with wrong values")
+    length, channels = array.shape
+    try:
+        check_series(length, channels, float(rate))
+    except ServeError as error:
+        raise type(error)(error.message, reason=error.reason, field="media", retry_after_s=None) from None
+    item = MultimodalItem(
+        modality=Modality.TIME_SERIES,
+        payload_kind=PayloadKind.SAMPLES,
+        content_hash=_hash(samples["content_hash"]),
+        dtype="F32",
+        array=array,
+        sampling_rate_hz=float(rate),
+        channels=channels,
+    )
+    return ProcessedItem(item)
 
 
 def build_item(modality: Modality, pixels: dict[str, Any], array: NDArray[np.uint8]) -> ProcessedItem:

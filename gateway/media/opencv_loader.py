@@ -1,9 +1,10 @@
 """The OpenCV video backend: FFmpeg inside, only the asked frames converted and kept.
 
-A frame that does not decode counts as one frame and is skipped. The process's environment (sandbox.py) holds FFmpeg
-to local files and plain containers.
+A frame that does not decode counts as one frame and is skipped. Frames of a clip of variable rate are counted as they
+come, and each has its own time; only behind a long jump is a frame found by its time, so that its index is nominal
+there. The process's environment (sandbox.py) holds FFmpeg to local files and plain containers.
 
-Next: gateway/media/decode.py
+Next: gateway/media/pyav_loader.py
 """
 
 import math
@@ -28,8 +29,10 @@ class OpenCVReader:
         self._capture = self._open()
         self._position = 0  # index of the next frame
         self._failures = 0  # consecutive, up to the position
+        self._begin: float | None = None  # seconds of the first frame: not every container's clock begins at 0
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.end: int | None = None
+        self.times: dict[int, float] = {}
         self.info = VideoInfo(
             total_frames=self._property(cv2.CAP_PROP_FRAME_COUNT),
             fps=fps if math.isfinite(fps) and fps > 0 else None,
@@ -59,6 +62,7 @@ class OpenCVReader:
     def read(self, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """See VideoReader."""
         self.end = None
+        self.times = {}
         last = 0
         self._restart()
         for index in indices:
@@ -73,6 +77,7 @@ class OpenCVReader:
             if grabbed:
                 ok, frame = self._capture.retrieve()
                 if ok and frame.ndim == 3 and frame.shape[2] == 3:
+                    self.times[index] = self._seconds() - (self._begin or 0.0)
                     yield index, np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
         if self._failures:
             self.end = last
@@ -83,9 +88,14 @@ class OpenCVReader:
 
     def _grab(self) -> bool:
         ok = bool(self._capture.grab())
+        if ok and self._begin is None:
+            self._begin = self._seconds() - self._position / (self.info.fps or 1)
         self._position += 1
         self._failures = 0 if ok else self._failures + 1
         return ok
+
+    def _seconds(self) -> float:
+        return float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
 
     def _seek(self, index: int) -> None:
         self._capture.set(cv2.CAP_PROP_POS_FRAMES, index)

@@ -1,6 +1,6 @@
-"""What a caller may ask of a picture or clip, and what the server allows at most.
+"""What a caller may ask of a picture, clip or series, and what the server allows at most.
 
-Values are checked where they are used: plan.py (frames) and rules.py (pixels).
+Values are checked where they are used: plan.py (frames), rules.py (pixels) and errors.py (rates).
 
 Next: gateway/media/rules.py
 """
@@ -14,7 +14,7 @@ class ImageOptions:
     """Options of one picture; None leaves the family's rule.
 
     Attributes:
-        min_pixels: Fewest pixels after resize.
+        min_pixels: Fewest pixels after resize; GLM counts each twice, as in its processor files.
         max_pixels: Most pixels after resize; the server's cap holds where it is lower.
     """
 
@@ -53,7 +53,19 @@ class VideoOptions:
         return tuple(name for name in names if getattr(self, name) is not None)
 
 
-Options = TypeVar("Options", ImageOptions, VideoOptions)
+@dataclass(frozen=True)
+class TimeSeriesOptions:
+    """Options of one series.
+
+    Attributes:
+        sampling_rate_hz: Samples a second; goes before the file's own. None = the file's, else unknown.
+    """
+
+    sampling_rate_hz: float | None = None
+
+
+MediaOptions = ImageOptions | VideoOptions | TimeSeriesOptions
+Options = TypeVar("Options", ImageOptions, VideoOptions, TimeSeriesOptions)
 
 
 def merge(request_level: Options, part_level: Options) -> Options:
@@ -77,6 +89,8 @@ class ServerLimits:
         max_image_pixels: Most pixels of a picture after resize; 0 = the checkpoint's own budget.
         max_video_pixels: Most pixels of a clip after resize; 0 = the checkpoint's own budget.
         max_media_bytes: Most bytes of one file.
+        max_series_samples: Most samples of a series, those of all its channels together.
+        max_series_channels: Most channels of a series.
     """
 
     max_frames: int = 768
@@ -86,3 +100,5 @@ class ServerLimits:
     max_image_pixels: int = 0
     max_video_pixels: int = 0
     max_media_bytes: int = 512 << 20
+    max_series_samples: int = 1 << 24
+    max_series_channels: int = 1024

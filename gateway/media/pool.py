@@ -15,22 +15,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import structlog
 
-from gateway.media import resize
+from gateway.media import loaders, resize
 from gateway.media.errors import check_options, serve_error
-from gateway.media.item import ProcessedItem, build_item, result_place
+from gateway.media.item import ProcessedItem, build_item, build_series, result_place, series_place
 from gateway.media.line import Line
-from gateway.media.options import ImageOptions, ServerLimits, VideoOptions
+from gateway.media.options import MediaOptions, ServerLimits
 from gateway.media.problem import MediaProblem
 from gateway.media.process import MediaProcess, ProcessDiedError, ProcessLimits, cpu_limit_reached
 from gateway.media.rules import MediaRules
 from gateway.media.source import MediaBytes
-from tessera.errors import Internal, InvalidArgument, ResourceExhausted, ServeError, Unavailable
+from tessera.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, ServeError, Unavailable
 from tessera.modality import Modality
 
 _WALL_FACTOR = 4  # wall seconds for each CPU second that a job may use
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.5, 30.0  # between tries to start a process
+_BIG_SERIES_BYTES = 4 << 20  # of a file; text takes about a second for this
 _GRACE_S = 0.05  # less than it takes to start another process
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ class MediaJob:
     """One medium to process.
 
     Attributes:
-        modality: IMAGE or VIDEO.
+        modality: IMAGE, VIDEO or TIME_SERIES.
         media: An encoded file, or the encoded frames of a clip.
         options: Of that modality.
         rules: The checkpoint's.
@@ -52,14 +54,15 @@ class MediaJob:
 
     modality: Modality
     media: MediaBytes
-    options: ImageOptions | VideoOptions
+    options: MediaOptions
     rules: MediaRules
     limits: ServerLimits
 
     @property
     def is_big(self) -> bool:
         """Whether small jobs may go before it."""
-        return self.modality is Modality.VIDEO
+        large_series = self.modality is Modality.TIME_SERIES and self.media.size_bytes > _BIG_SERIES_BYTES
+        return self.modality is Modality.VIDEO or large_series
 
     @property
     def is_file_of_clip(self) -> bool:
@@ -87,6 +90,7 @@ class MediaPool:
         scratch_dir: Where the pool makes its folder; None = the system's temporary folder.
         max_waiting: Jobs that may wait for a process; more are refused.
         resize_search: Where the resize library may be.
+        video_loader: "auto", or the name of a video backend (loaders.py).
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class MediaPool:
         scratch_dir: str | Path | None = None,
         max_waiting: int = 1024,
         resize_search: Sequence[Path] = resize.SEARCH,
+        video_loader: str = loaders.AUTO,
     ) -> None:
         self._limits = limits
         self._workers = workers
@@ -112,8 +117,8 @@ class MediaPool:
         self._broken = False  # no process is left, and none starts
         self.resize_backend = resize.load_resizer(self._resize_search).name
         """Which resize runs: "native" or "pillow"."""
-        self.video_loaders = ("opencv",)
-        """Names of the video backends, the first one used."""
+        self.video_loader = video_loader
+        """Name of the video backend; after start(), of the one in use."""
 
     @property
     def pids(self) -> list[int]:
@@ -129,8 +134,13 @@ class MediaPool:
         """Start all processes and wait until they are ready.
 
         Raises:
+            FailedPrecondition: VIDEO_LOADER_MISSING, in one line with the command that installs it.
             Unavailable: One does not come up.
         """
+        try:
+            self.video_loader = loaders.choose(self.video_loader)
+        except loaders.LoaderMissingError as error:
+            raise _no_loader(error) from None
         self._folder = Path(tempfile.mkdtemp(prefix="tessera-media-", dir=self._scratch_dir or None))
         starts = [self._start_process() for _ in range(self._workers)]
         results = await asyncio.gather(*starts, return_exceptions=True)
@@ -138,7 +148,8 @@ class MediaPool:
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             await self.close()
-            raise _no_process() from failures[0]
+            missing = [failure for failure in failures if isinstance(failure, loaders.LoaderMissingError)]
+            raise _no_loader(missing[0]) if missing else _no_process() from failures[0]
 
     async def close(self) -> None:
         """End all processes and remove the pool's folder; jobs fail."""
@@ -201,7 +212,7 @@ class MediaPool:
         parts = job.media.parts
         if not all(parts) or not parts:
             raise InvalidArgument("The medium is empty.", reason="MEDIA_EMPTY", field="media")
-        if job.modality is Modality.IMAGE and len(parts) > 1:
+        if job.modality is not Modality.VIDEO and len(parts) > 1:
             raise InvalidArgument("Only a video is a list of frames.", reason="FRAMES_NOT_VIDEO", field="media")
         if len(parts) > job.limits.max_source_frames:
             message = f"The list has {len(parts)} frames; at most {job.limits.max_source_frames} are taken."
@@ -228,6 +239,11 @@ class MediaPool:
             if "failure" in answer:
                 log.error("media process failed", traceback=str(answer["failure"]))
                 raise Internal()
+            if job.modality is Modality.TIME_SERIES:
+                offset, size = series_place(answer["samples"], process.region_bytes)
+                used = offset + size[0] * size[1] * 4
+                samples = (await process.take(offset, (*size, 4))).view(np.float32)[..., 0]
+                return await asyncio.to_thread(build_series, answer["samples"], samples)
             offset, shape = result_place(answer["pixels"], process.region_bytes)
             used = offset + shape[0] * shape[1] * shape[2] * shape[3]
             return build_item(job.modality, answer["pixels"], await process.take(offset, shape))
@@ -281,7 +297,7 @@ class MediaPool:
         while not self._closing.is_set():
             try:
                 started = await self._start_process()
-            except ProcessDiedError:
+            except (ProcessDiedError, loaders.LoaderMissingError):
                 log.error("media process does not start", next_try_s=pause_s)
                 self._note_failure()
                 with contextlib.suppress(TimeoutError):
@@ -311,7 +327,7 @@ class MediaPool:
 
     async def _start_process(self) -> MediaProcess:
         assert self._folder is not None, "start() comes first"
-        return await MediaProcess.start(self._limits, self._folder, self._resize_search)
+        return await MediaProcess.start(self._limits, self._folder, self._resize_search, self.video_loader)
 
     def _make_folder(self) -> Path:
         assert self._folder is not None, "start() comes first"
@@ -350,6 +366,10 @@ def _too_slow() -> ServeError:
 
 def _no_process() -> ServeError:
     return Unavailable("The server cannot decode media now.", reason="MEDIA_POOL")
+
+
+def _no_loader(error: loaders.LoaderMissingError) -> ServeError:
+    return FailedPrecondition(f"{error}.", reason="VIDEO_LOADER_MISSING")
 
 
 def _stopping() -> ServeError:

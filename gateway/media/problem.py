@@ -8,7 +8,7 @@ Next: gateway/media/options.py
 
 from typing import Literal
 
-Code = Literal["INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"]
+Code = Literal["INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"]
 
 
 class MediaProblem(Exception):
@@ -18,7 +18,7 @@ class MediaProblem(Exception):
         message: One sentence for the caller.
         reason: UPPER_SNAKE, stable.
         field: Path of the field at fault, relative to the media part ("media", "options.num_frames").
-        code: Name of the status: wrong input, or too much of it.
+        code: Name of the status: wrong input, too much of it, or what this server lacks the means for.
     """
 
     def __init__(self, message: str, *, reason: str, field: str, code: Code = "INVALID_ARGUMENT") -> None:

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from gateway.media import channel as channels
 from gateway.media import resize
-from gateway.media.sandbox import ENVIRONMENT
+from gateway.media.loaders import ORDER, LoaderMissingError
+from gateway.media.sandbox import environment
 
 _SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _START_S = 30.0
@@ -72,7 +73,11 @@ class MediaProcess:
 
     @classmethod
     async def start(
-        cls, limits: ProcessLimits, folder: Path, resize_search: Sequence[Path] = resize.SEARCH
+        cls,
+        limits: ProcessLimits,
+        folder: Path,
+        resize_search: Sequence[Path] = resize.SEARCH,
+        video_loader: str = ORDER[0],
     ) -> "MediaProcess":
         """Start a process and wait until it is ready.
 
@@ -80,9 +85,11 @@ class MediaProcess:
             limits: Its limits.
             folder: The pool's scratch folder.
             resize_search: Where the resize library may be.
+            video_loader: Name of the video backend (loaders.py).
 
         Raises:
             ProcessDiedError: It does not come up.
+            LoaderMissingError: The video backend cannot be used.
         """
         ours, theirs = socket.socketpair()
         lifeline_read, lifeline_write = os.pipe()
@@ -96,12 +103,13 @@ class MediaProcess:
             "cpu_limit_s": limits.cpu_s,
             "folder": str(folder),
             "resize_search": [str(path) for path in resize_search],
+            "video_loader": video_loader,
         }
         try:
             # Popen executes a new program without running this one's fork handlers: safe beside gRPC's threads.
             process = subprocess.Popen(  # noqa: ASYNC220  (milliseconds, and a thread could be cancelled half-way)
                 [sys.executable, "-P", "-s", "-m", "gateway.media.child", json.dumps(config)],
-                env={**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env=environment(),
                 pass_fds=[theirs.fileno(), lifeline_read, memory],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -119,12 +127,16 @@ class MediaProcess:
     async def _wait_ready(self) -> None:
         try:
             async with asyncio.timeout(_START_S):
-                assert "ready" in await channels.receive(self._channel)
+                hello = await channels.receive(self._channel)
         except (EOFError, OSError, ValueError) as error:
             raise ProcessDiedError(await self._cause_of_death()) from error
         except asyncio.CancelledError:
             await asyncio.shield(self.kill())
             raise
+        if "missing" in hello:
+            await self.kill()
+            raise LoaderMissingError(hello["missing"])
+        assert "ready" in hello
 
     @property
     def pid(self) -> int:

@@ -8,22 +8,28 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 
-# One thread per library: the pool's width is the number of its processes. FFmpeg opens local files in plain
-# containers only, so that a playlist in disguise opens nothing else.
+# FFmpeg opens local files in plain containers only, so that a playlist in disguise opens nothing else.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,ogg,gif,mpegts,mpeg,mpegvideo"
+# One thread per library: the pool's width is the number of its processes.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;file|format_whitelist;"
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,ogg,gif,mpegts,mpeg,mpegvideo",
+    "OPENCV_FFMPEG_CAPTURE_OPTIONS": f"protocol_whitelist;file|format_whitelist;{FORMATS}",
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
     "OPENCV_LOG_LEVEL": "SILENT",
     "OPENCV_VIDEOIO_PRIORITY_LIST": "FFMPEG",
 }
 _OPEN_FILES = 64
+
+
+def environment() -> dict[str, str]:
+    """The whole environment of a process that decodes: the above, and where this one finds its modules."""
+    return {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def enter(memory_limit_bytes: int, file_limit_bytes: int) -> None:

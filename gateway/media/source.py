@@ -15,7 +15,7 @@ class InlineBytes:
 
 @dataclass(frozen=True)
 class DataUrl:
-    """A data URL; `data:video/jpeg;base64,a,b,c` is a list of JPEG frames at 2 frames a second."""
+    """A data URL; `data:video/jpeg;base64,a,b,c` is a list of JPEG frames, at 2 a second or at `;fps=N`."""
 
     url: str
 

@@ -1,12 +1,12 @@
 """Clips as readers: what every video backend offers, and the list of frames as one of them.
 
-A backend opens a file and yields the asked frames in order; it decides how it gets there. Others than OpenCV's
-join by the same two protocols and a name in `LOADERS` of decode.py.
+A backend opens a file and yields the asked frames in order; it decides how it gets there. A further one joins by the
+two protocols here and a line in loaders.py.
 
-Next: gateway/media/opencv_loader.py
+Next: gateway/media/loaders.py
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -47,9 +47,15 @@ class VideoReader(Protocol):
     info: VideoInfo
     end: int | None
     """After read(): how many frames there really are, where the clip ended before the last asked one; else None."""
+    times: Mapping[int, float]
+    """After read(): seconds from the clip's first frame, by index, of what was yielded; empty = it does not say."""
 
     def count(self, limit: int) -> int:
-        """Count the frames by going through them, up to limit + 1."""
+        """Count the frames by going through them, up to limit + 1; `info.fps` may be known better afterwards.
+
+        Raises:
+            MediaProblem: VIDEO_UNREADABLE.
+        """
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield (index, frame) for each readable frame of `indices` (ascending, distinct), from the start.
@@ -84,6 +90,21 @@ def check_container(head: bytes) -> None:
         raise unreadable()
 
 
+def steady_fps(header: float | None, intervals: int, seconds: float) -> float | None:
+    """The rate of a clip: the header's, unless the frames' own times contradict it by more than a frame.
+
+    Args:
+        header: Frames a second as the header says; None = it does not.
+        intervals: From the first frame to the last.
+        seconds: Likewise.
+    """
+    if intervals < 1 or not seconds > 0:
+        return header
+    if header is not None and abs(intervals / header - seconds) <= 1.5 / header:
+        return header
+    return intervals / seconds
+
+
 def unreadable() -> MediaProblem:
     """The error of a file that no backend can read."""
     message = "The video cannot be read: it is damaged, truncated or of an unknown format."
@@ -104,6 +125,7 @@ class FrameListReader:
         self._max_pixels = max_pixels
         self.info = VideoInfo(len(frames), fps, 0, 0)
         self.end: int | None = None
+        self.times: Mapping[int, float] = {}
 
     def count(self, limit: int) -> int:
         """See VideoReader."""

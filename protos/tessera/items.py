@@ -13,18 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tessera.errors import FailedPrecondition, InvalidArgument, ServeError, Unimplemented
 from tessera.hashing import HASH_BYTES, content_hash
+from tessera.item_fields import check_fields, read_channels, read_grid, read_modality, read_rate, read_timestamps
 from tessera.modality import Modality, PayloadKind
 from tessera.tensors import FLOAT_DTYPES, all_finite, dtype_name, from_array, to_array
+from tessera.time_series import check_series
 from tessera.v1 import types_pb2 as pb
-
-MAX_GRID = 1 << 20  # patches along one axis; far above any legal item, far below overflow
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ class MultimodalItem:
         ranges: where the embeddings go in the expanded prompt; empty before expansion.
         timestamps: seconds, one for each sampled frame before padding.
         sampling_rate_hz: of a time series; 0 = unknown.
+        channels: of a time series; 0 = not known.
     """
 
     modality: Modality
@@ -75,6 +74,7 @@ class MultimodalItem:
     ranges: tuple[PlaceholderRange, ...] = ()
     timestamps: tuple[float, ...] = ()
     sampling_rate_hz: float = 0.0
+    channels: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -114,15 +114,17 @@ def item_from_proto(message: pb.MultimodalItem) -> MultimodalItem:
         InvalidArgument: with the field's path inside the item.
         Unimplemented: audio.
     """
-    modality = _modality(message)
-    grid = _grid(message)
+    modality = read_modality(message)
+    grid = read_grid(message)
     common = {
         "modality": modality,
         "grid_thw": grid,
         "ranges": tuple(PlaceholderRange(r.offset, r.length) for r in message.ranges),
-        "timestamps": _timestamps(message),
-        "sampling_rate_hz": _rate(message),
+        "timestamps": read_timestamps(message),
+        "sampling_rate_hz": read_rate(message),
+        "channels": read_channels(message),
     }
+    check_fields(modality, message)
     payload = message.WhichOneof("payload")
     if payload == "content_hash":
         if len(message.content_hash) != HASH_BYTES:
@@ -157,6 +159,8 @@ def _item_with_tensor(message: pb.MultimodalItem, common: dict) -> MultimodalIte
         **common,
     )
     _check_payload(item)
+    if item.payload_kind is PayloadKind.SAMPLES:
+        item = replace(item, channels=_agreed_channels(item))
     return replace(item, content_hash=item.compute_hash())
 
 
@@ -168,6 +172,7 @@ def item_to_proto(item: MultimodalItem, *, with_bytes: bool = True) -> pb.Multim
         ranges=[pb.PlaceholderRange(offset=r.offset, length=r.length) for r in item.ranges],
         timestamps=item.timestamps,
         sampling_rate_hz=item.sampling_rate_hz,
+        channels=item.channels,
     )
     if item.grid_thw:
         message.grid_thw.CopyFrom(pb.GridThw(t=item.grid_thw[0], h=item.grid_thw[1], w=item.grid_thw[2]))
@@ -190,6 +195,7 @@ class ItemGeometry:
         temporal_patch_size: frames of a temporal patch.
         hidden_size: width of an embedding.
         num_deepstack_layers: 0 = the family has none.
+        time_series: whether it takes series.
     """
 
     patch_size: int
@@ -197,6 +203,7 @@ class ItemGeometry:
     temporal_patch_size: int
     hidden_size: int
     num_deepstack_layers: int = 0
+    time_series: bool = False
 
     def num_tokens(self, grid_thw: tuple[int, int, int]) -> int:
         """Embeddings of an item with this grid."""
@@ -207,13 +214,53 @@ def check_item(item: MultimodalItem, geometry: ItemGeometry) -> None:
     """Check an item with bytes against the model's geometry.
 
     Raises:
-        InvalidArgument: grid, shape, dtype or a value does not fit; with the field's path inside the item.
+        InvalidArgument: grid, shape, dtype or a value does not fit, or a side tensor is not the model's; with the
+            field's path inside the item.
         FailedPrecondition: the item is only a name.
+        Unimplemented: a time series for a model that takes none.
     """
     if item.array is None:
         raise FailedPrecondition("The item's bytes are not here.", reason="ITEM_NOT_FOUND", field="content_hash")
     if item.modality in (Modality.IMAGE, Modality.VIDEO):
         _check_visual(item, geometry)
+    elif item.modality is Modality.TIME_SERIES:
+        series_tokens(item, geometry)
+    _check_sides(item, geometry)
+
+
+def series_tokens(item: MultimodalItem, geometry: ItemGeometry) -> int:
+    """Return the tokens of a time series with bytes, checked against the model.
+
+    Raises:
+        InvalidArgument: it is too short, has a grid, too many channels, or embeddings of another width.
+        Unimplemented: the model takes no series.
+    """
+    assert item.array is not None
+    if not geometry.time_series:
+        raise Unimplemented("The model does not take time series.", reason="MODALITY_UNSUPPORTED", field="modality")
+    check_no_grid(item)
+    tokens, width = item.array.shape
+    if item.payload_kind is PayloadKind.SAMPLES:
+        return check_series(tokens, width, item.sampling_rate_hz)
+    if item.payload_kind is not PayloadKind.EMBEDDINGS:
+        raise InvalidArgument(
+            f"A time series holds samples or embeddings, not {item.payload_kind}.",
+            reason="PAYLOAD_KIND",
+            field="payload_kind",
+        )
+    if width != geometry.hidden_size:
+        raise InvalidArgument(
+            f"Embeddings of this model have {geometry.hidden_size} columns, not {width}.",
+            reason="TENSOR_SHAPE",
+            field="tensor.shape",
+        )
+    return tokens
+
+
+def check_no_grid(item: MultimodalItem) -> None:
+    """Raise InvalidArgument where a time series has a grid; field "grid_thw"."""
+    if item.grid_thw is not None:
+        raise InvalidArgument("A time series has no grid.", reason="GRID_FOREIGN", field="grid_thw")
 
 
 def check_grid(modality: Modality, grid: tuple[int, int, int] | None, geometry: ItemGeometry) -> tuple[int, int, int]:
@@ -254,7 +301,6 @@ def _check_visual(item: MultimodalItem, geometry: ItemGeometry) -> None:
             _expect(item, (math.prod(grid), 3 * temporal * patch * patch))
         case PayloadKind.EMBEDDINGS:
             _expect(item, (geometry.num_tokens(grid), geometry.hidden_size))
-            _check_sides(item, geometry)
         case _:
             raise InvalidArgument(
                 f"An item of modality {item.modality} cannot hold {item.payload_kind}.",
@@ -270,23 +316,32 @@ def _check_visual(item: MultimodalItem, geometry: ItemGeometry) -> None:
 
 
 def _check_sides(item: MultimodalItem, geometry: ItemGeometry) -> None:
+    """Refuse side tensors that are missing or of another shape, and those of another model's encoder."""
     assert item.array is not None
-    if not geometry.num_deepstack_layers:
-        return
-    side = item.side_arrays.get("deepstack")
-    if side is None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    is_visual = item.modality in (Modality.IMAGE, Modality.VIDEO)
+    if is_visual and item.payload_kind is PayloadKind.EMBEDDINGS and geometry.num_deepstack_layers:
+        shapes["deepstack"] = (geometry.num_deepstack_layers, *item.array.shape)
+    for name in sorted(item.side_arrays.keys() - shapes.keys()):
         raise InvalidArgument(
-            'Embeddings of this model need the side tensor "deepstack" [layers, tokens, hidden].',
-            reason="SIDE_TENSOR_REQUIRED",
-            field="side_tensors[deepstack]",
+            f'A payload of {item.payload_kind} has no side tensor "{name[:80]}" in this model.',
+            reason="SIDE_TENSOR_FOREIGN",
+            field=f"side_tensors[{name[:80]}]",
         )
-    expected = (geometry.num_deepstack_layers, *item.array.shape)
-    if side.array.shape != expected:
-        raise InvalidArgument(
-            f'Side tensor "deepstack" has shape {list(side.array.shape)}; expected {list(expected)}.',
-            reason="TENSOR_SHAPE",
-            field="side_tensors[deepstack].shape",
-        )
+    for name, shape in shapes.items():
+        side = item.side_arrays.get(name)
+        if side is None:
+            raise InvalidArgument(
+                f'Embeddings of this model need the side tensor "{name}" of shape {list(shape)}.',
+                reason="SIDE_TENSOR_REQUIRED",
+                field=f"side_tensors[{name}]",
+            )
+        if side.array.shape != shape:
+            raise InvalidArgument(
+                f'Side tensor "{name}" has shape {list(side.array.shape)}; expected {list(shape)}.',
+                reason="TENSOR_SHAPE",
+                field=f"side_tensors[{name}].shape",
+            )
 
 
 def _expect(item: MultimodalItem, shape: tuple[int, ...]) -> None:
@@ -335,40 +390,11 @@ def _array(tensor: pb.Tensor, path: str) -> NDArray:
         raise error.under(path) from None
 
 
-def _modality(message: pb.MultimodalItem) -> Modality:
-    try:
-        modality = Modality.from_proto(message.modality)
-    except ValueError:
-        raise InvalidArgument("An item names its modality.", reason="FIELD_REQUIRED", field="modality") from None
-    if modality is Modality.AUDIO:
-        raise Unimplemented("Audio is not served yet.", reason="MODALITY_UNSUPPORTED", field="modality")
-    return modality
-
-
-def _grid(message: pb.MultimodalItem) -> tuple[int, int, int] | None:
-    if not message.HasField("grid_thw"):
-        return None
-    grid = (message.grid_thw.t, message.grid_thw.h, message.grid_thw.w)
-    if not all(1 <= side <= MAX_GRID for side in grid):
+def _agreed_channels(item: MultimodalItem) -> int:
+    assert item.array is not None
+    channels = item.array.shape[1]
+    if item.channels not in (0, channels):
         raise InvalidArgument(
-            f"Each side of a grid is in [1, {MAX_GRID}]; got {list(grid)}.", reason="GRID_INVALID", field="grid_thw"
+            f"The tensor has {channels} channels, not {item.channels}.", reason="SERIES_CHANNELS", field="channels"
         )
-    return grid
-
-
-def _timestamps(message: pb.MultimodalItem) -> tuple[float, ...]:
-    times = tuple(message.timestamps)
-    if not np.isfinite(times).all() or any(b < a for a, b in pairwise(times)):
-        raise InvalidArgument("Timestamps are finite and ascending.", reason="TIMESTAMPS_INVALID", field="timestamps")
-    if times and times[0] < 0:
-        raise InvalidArgument("Timestamps are not negative.", reason="TIMESTAMPS_INVALID", field="timestamps[0]")
-    return times
-
-
-def _rate(message: pb.MultimodalItem) -> float:
-    rate = message.sampling_rate_hz
-    if not math.isfinite(rate) or rate < 0:
-        raise InvalidArgument(
-            "A sampling rate is finite and not negative.", reason="SAMPLING_RATE", field="sampling_rate_hz"
-        )
-    return rate
+    return channels

@@ -240,10 +240,25 @@ class FakeInference(rpc.InferenceServiceServicer):
         for turn, message in enumerate(request.messages):
             for number, part in enumerate(message.parts):
                 kind = part.WhichOneof("part")
+                if kind == "time_series":
+                    reports.append(
+                        self._series_report(part.time_series, f"messages[{turn}].parts[{number}].{kind}.media")
+                    )
                 if kind in ("image", "video"):
                     path = f"messages[{turn}].parts[{number}].{kind}.media"
                     reports.append(self._report(kind, getattr(part, kind).media, path))
         return reports
+
+    def _series_report(self, part: pb.TimeSeriesPart, path: str) -> pb.MediaReport:
+        return pb.MediaReport(
+            modality=types.MODALITY_TIME_SERIES,
+            content_hash=self._digest(part.media, path),
+            num_tokens=TOKENS_PER_MEDIUM,
+            num_samples=300_000,
+            used_samples=240_000,
+            num_channels=2,
+            sampling_rate_hz=part.options.sampling_rate_hz,
+        )
 
     def _report(self, kind: str, media: pb.MediaSource, path: str) -> pb.MediaReport:
         for index, frame in enumerate(media.frames.frames):

@@ -79,7 +79,12 @@ class Stopwatch:
     def summary(self, answer: Answer) -> str:
         """Return the line for --stats."""
         now, usage = self._clock(), answer.usage
-        kinds = (("image", usage.image_tokens), ("video", usage.video_tokens), ("cached", usage.cached_tokens))
+        kinds = (
+            ("image", usage.image_tokens),
+            ("video", usage.video_tokens),
+            ("series", usage.time_series_tokens),
+            ("cached", usage.cached_tokens),
+        )
         inside = ", ".join(f"{count} {kind}" for kind, count in kinds if count)
         parts = [f"{usage.prompt_tokens} prompt tokens" + (f" ({inside})" if inside else "")]
         parts.append(f"{usage.completion_tokens} generated")

@@ -1,4 +1,4 @@
-"""`tessera chat`: ask about pictures and clips.
+"""`tessera chat`: ask about pictures, clips and time series.
 
 Next: answer.py (how it is written), repl.py (several turns).
 """
@@ -53,7 +53,7 @@ def conversation(args: argparse.Namespace, text: str) -> list[Message]:
     """
     parts: list[Any] = [*flags.media_parts(args), *([text] if text else [])]
     if not parts:
-        raise ValueError("nothing to say: give a text, --image or --video")
+        raise ValueError("nothing to say: give a text, --image, --video, --time-series or --embeddings")
     turns = [system(args.system)] if args.system else []
     args.labels = flags.media_labels(args, len(turns))
     return [*turns, user(*parts)]

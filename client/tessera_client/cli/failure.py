@@ -26,7 +26,7 @@ _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ImportError, 1),
     (Exception, 2),
 )
-_PART = re.compile(r"messages\[(\d+)\]\.parts\[(\d+)\]")
+_PART = re.compile(r"(?:chat\.)?messages\[(\d+)\]\.parts\[(\d+)\]")
 
 
 def exit_code(error: BaseException) -> int:

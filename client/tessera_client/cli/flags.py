@@ -15,8 +15,12 @@ from typing import Any
 
 from tessera_client.channel import normalize_address
 from tessera_client.cli.console import Console
+from tessera_client.embeddings import load_embeddings
+from tessera_client.errors import InvalidArgument
+from tessera_client.items import Item
+from tessera_client.media import JPEG_LIST
 from tessera_client.options import SamplingOptions
-from tessera_client.parts import Image, MediaId, ServerPath, Video
+from tessera_client.parts import Image, MediaId, ServerPath, TimeSeries, Video
 from tessera_client.sync_client import Client
 
 SERVER_VARIABLE = "TESSERA_SERVER"
@@ -34,11 +38,20 @@ VIDEO_FLAGS = {
 
 
 class InOrder(argparse.Action):
-    """Keeps --image and --video in one list, in the order of the command line."""
+    """Keeps --image, --video, --time-series and --embeddings in one list, in the order of the command line."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
-        kind = (option_string or "").lstrip("-")
+        kind = (option_string or "").lstrip("-").replace("-", "_")
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), (kind, values)])
+
+
+class Rate(argparse.Action):
+    """Keeps --rate for the --time-series before it; before the first, for all that have none of their own."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        media = namespace.media or []
+        last = max((index for index, (kind, _) in enumerate(media) if kind == "time_series"), default=None)
+        namespace.rates = {**(namespace.rates or {}), last: values}
 
 
 def add_server_flags(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
@@ -79,10 +92,27 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_media_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --image, --video and their options."""
-    group = parser.add_argument_group("media (SOURCE: file, http(s) or data URL, id:HEX of an upload, server:PATH)")
+    """Add --image, --video, --time-series, --embeddings and their options."""
+    group = parser.add_argument_group(
+        "media (SOURCE: file, - for standard input, http(s) or data URL, id:HEX of an upload, server:PATH)"
+    )
     group.add_argument("--image", action=InOrder, dest="media", metavar="SOURCE", help="a picture; repeatable")
     group.add_argument("--video", action=InOrder, dest="media", metavar="SOURCE", help="a clip, or a folder of frames")
+    group.add_argument(
+        "--time-series", action=InOrder, dest="media", metavar="SOURCE", help="npy, csv, wav, ...; repeatable"
+    )
+    group.add_argument(
+        "--rate",
+        action=Rate,
+        dest="rates",
+        type=float,
+        metavar="HZ",
+        help="samples a second of the --time-series before it, or of all [the file's]",
+    )
+    group.add_argument(
+        "--embeddings", action=InOrder, dest="media", metavar="FILE", help="precomputed, safetensors or npy; repeatable"
+    )
+    group.add_argument("--grid", type=_grid, metavar="T,H,W", help="patches of --embeddings whose file does not say")
     group.add_argument("--min-pixels", type=int, metavar="N", help="fewest pixels of a picture after resize")
     group.add_argument("--max-pixels", type=int, metavar="N", help="most pixels of a picture after resize")
     group.add_argument("--fps", type=float, metavar="X", help="frames to use for each second of a clip")
@@ -91,7 +121,9 @@ def add_media_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-frames", type=int, metavar="N", help="most frames of a clip")
     group.add_argument("--max-duration", type=float, metavar="SECONDS", help="only the first seconds of a clip")
     group.add_argument("--frame-indices", type=_numbers, metavar="I,J,...", help="exactly these frames")
-    group.add_argument("--source-fps", type=float, metavar="X", help="frames a second of a folder of frames")
+    group.add_argument(
+        "--source-fps", type=float, metavar="X", help="frames a second of separate frames [2 in data URLs]"
+    )
     group.add_argument("--video-min-pixels", type=int, metavar="N", help="fewest pixels of a whole clip")
     group.add_argument("--video-max-pixels", type=int, metavar="N", help="most pixels of a whole clip")
     group.add_argument("--video-layout", choices=("v5", "v4"), help="how a clip's markers are laid out [v5]")
@@ -135,27 +167,53 @@ def chat_options(args: argparse.Namespace) -> dict[str, Any]:
         "model": args.model,
         "image_options": _renamed(args, IMAGE_FLAGS),
         "video_options": _renamed(args, VIDEO_FLAGS),
+        "time_series_options": {"sampling_rate_hz": args.rates[None]} if None in (args.rates or ()) else None,
         "video_layout": args.video_layout,
         "template_args": dict(args.template_arg) if args.template_arg else None,
     }
 
 
-def media_parts(args: argparse.Namespace) -> list[Image | Video]:
+def media_parts(args: argparse.Namespace) -> list[Image | Video | TimeSeries | Item]:
     """Return the media of the command line, in its order."""
-    return [media_part(kind, text, args.source_fps) for kind, text in args.media or ()]
+    rates = args.rates or {}
+    return [
+        media_part(kind, text, args.source_fps, rates.get(index), args.grid)
+        for index, (kind, text) in enumerate(args.media or ())
+    ]
 
 
-def media_part(kind: str, text: str, source_fps: float | None = None) -> Image | Video:
-    """Return the part of one --image or --video."""
+def media_part(
+    kind: str,
+    text: str,
+    source_fps: float | None = None,
+    rate_hz: float | None = None,
+    grid_thw: tuple[int, ...] | None = None,
+) -> Image | Video | TimeSeries | Item:
+    """Return the part of one --image, --video, --time-series or --embeddings."""
+    if kind == "embeddings":
+        return embeddings(text, grid_thw)
     source = media_source(text)
     if kind == "image":
         return Image(source)
-    is_folder = isinstance(source, str) and os.path.isdir(source)
-    return Video(source, source_fps=source_fps if is_folder else None)
+    if kind == "time_series":
+        return TimeSeries(source, sampling_rate_hz=rate_hz)
+    is_frames = isinstance(source, str) and (os.path.isdir(source) or source.startswith(JPEG_LIST))
+    return Video(source, source_fps=source_fps if is_frames else None)
+
+
+def embeddings(path: str, grid_thw: tuple[int, ...] | None) -> Item:
+    """Return the item of one --embeddings; a failure names the file, and the flag that would help."""
+    try:
+        return load_embeddings(path, grid_thw=grid_thw)
+    except InvalidArgument as error:
+        hint = "the file does not say its grid: give --grid T,H,W" if error.field == "grid_thw" else error.message
+        raise InvalidArgument(f"{path}: {hint[0].lower()}{hint[1:]}", reason=error.reason) from None
 
 
 def media_source(text: str) -> Any:
     """Return the source that a user named; see add_media_flags."""
+    if text == "-":
+        return sys.stdin.buffer.read()
     if text.startswith("id:"):
         return MediaId(text.removeprefix("id:"))
     if text.startswith("server:"):
@@ -169,10 +227,17 @@ def media_labels(args: argparse.Namespace, turn: int) -> dict[tuple[int, int], s
 
 
 def read_text(args: argparse.Namespace) -> str | None:
-    """Return the text of the command line, or of standard input where it is piped; None: there is none."""
+    """Return the text of the command line, or of standard input where it is piped; None: there is none.
+
+    Raises:
+        ValueError: standard input is asked for twice.
+    """
     text = " ".join(args.text)
-    if text and text != "-":
-        return text
+    asked = [source for _, source in getattr(args, "media", None) or () if source == "-"]
+    if len(asked) + (text == "-") > 1:
+        raise ValueError("standard input can be read once: name one source -")
+    if (text and text != "-") or asked:
+        return text or ""
     if text == "-" or not sys.stdin.isatty():
         return sys.stdin.read().rstrip("\n")
     return None
@@ -185,6 +250,13 @@ def _renamed(args: argparse.Namespace, names: dict[str, str]) -> dict[str, Any] 
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.replace(" ", ",").split(",") if number]
+
+
+def _grid(text: str) -> tuple[int, ...]:
+    sides = tuple(_numbers(text))
+    if len(sides) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is not T,H,W")
+    return sides
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -11,6 +11,8 @@ from typing import Any
 from tessera_client.cli import flags
 from tessera_client.cli.answer import add_answer_flags, write_answer, write_stream
 from tessera_client.cli.console import Console
+from tessera_client.embeddings import load_embeddings
+from tessera_client.errors import InvalidArgument
 from tessera_client.items import Item
 
 
@@ -26,6 +28,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="image:HEX",
         help="an item by its content hash, for the next placeholder of the prompt; repeatable",
+    )
+    parser.add_argument(
+        "--embeddings",
+        action="append",
+        type=_embeddings,
+        dest="item",
+        metavar="FILE",
+        help="an item of precomputed embeddings, safetensors with its grid; likewise",
     )
     parser.add_argument("--video-layout", choices=("v5", "v4"), help="how a clip's markers are laid out [v5]")
     flags.add_sampling_flags(parser)
@@ -56,8 +66,15 @@ def _ids(text: str) -> list[int]:
     return [int(number) for number in text.replace(",", " ").split()]
 
 
+def _embeddings(text: str) -> Item:
+    try:
+        return load_embeddings(text)
+    except (InvalidArgument, OSError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {getattr(error, 'message', error)}") from None
+
+
 def _item(text: str) -> Item:
     modality, _, digits = text.partition(":")
     if modality not in ("image", "video", "time_series") or len(digits) != 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is not image:HEX or video:HEX with 64 digits")
+        raise argparse.ArgumentTypeError(f"{text!r} is not image:HEX, video:HEX or time_series:HEX with 64 digits")
     return Item(modality, content_hash=bytes.fromhex(digits))

@@ -70,6 +70,7 @@ def model_facts(model: Model) -> list[tuple[str, str]]:
         ("sampling", sampling),
         ("resize", model.resize_backend),
         ("video", ", ".join(model.video_loaders)),
+        ("series", ", ".join(model.series_formats)),
     ]
     if model.limits is not None:
         facts += limit_facts(model.limits)
@@ -84,6 +85,7 @@ def limit_facts(limits: RequestLimits) -> list[tuple[str, str]]:
         ("inline limit", size_text(limits.max_inline_bytes) if limits.max_inline_bytes else ""),
         ("upload limit", size_text(limits.max_media_bytes) if limits.max_media_bytes else ""),
         ("pixels", ", ".join(f"{count:,} a {kind}" for kind, count in pixels if count)),
+        ("samples", f"{limits.max_series_samples:,} a series" if limits.max_series_samples else ""),
         ("frames", f"{limits.max_frames:,} a clip" if limits.max_frames else ""),
         ("media", f"{limits.max_items} a request" if limits.max_items else ""),
         ("requests", f"{limits.max_requests} at once" if limits.max_requests else ""),

@@ -63,20 +63,30 @@ def write_plan(plan: PrepareResult, names: list[str], console: Console, args: ar
 
 
 def medium_row(number: int, report: MediaReport, name: str) -> tuple[object, ...]:
-    """Return a row of the table of media; sizes are width x height."""
+    """Return a row of the table of media; sizes are width x height, or samples x channels."""
     grid, plan = report.grid_thw, report.sampling
     kind = report.modality + (" (cached)" if report.cached else "")
+    if report.modality == "time_series":
+        return (number, kind, name, *series_cells(report), report.num_tokens, "-")
     frames = f"{len(plan.frame_indices)} of {plan.total_frames}" if plan else "1"
     return (
         number,
         kind,
         name,
         f"{report.source_width}x{report.source_height}" if report.source_width else "-",
-        f"{report.width}x{report.height}",
+        f"{report.width}x{report.height}" if report.width else "as given",
         f"{grid.t}x{grid.h}x{grid.w}" if grid else "-",
         report.num_tokens,
         frames,
     )
+
+
+def series_cells(report: MediaReport) -> tuple[str, str, str]:
+    """Return a series' samples and channels, what is used of it, and its rate in the place of the grid."""
+    if not report.num_samples:
+        return "-", "embeddings", "-"
+    rate = f"{report.sampling_rate_hz:g} Hz" if report.sampling_rate_hz else "rate unknown"
+    return f"{report.num_samples}x{report.num_channels}", f"{report.used_samples}x{report.num_channels}", rate
 
 
 def sampling_facts(number: int, plan: SamplingPlan) -> list[tuple[str, str]]:

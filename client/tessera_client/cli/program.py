@@ -28,7 +28,7 @@ from tessera_client.cli.console import Console
 from tessera_client.cli.failure import exit_code, failure_line, failure_object
 
 COMMANDS = {
-    "chat": "ask about pictures and clips; the answer streams as it comes",
+    "chat": "ask about pictures, clips and time series; the answer streams as it comes",
     "generate": "continue a raw prompt or token ids, exactly",
     "prepare": "show what a chat would run: tokens, frames, times",
     "models": "show what is served: state, limits, workers",

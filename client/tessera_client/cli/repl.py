@@ -17,7 +17,16 @@ from tessera_client.cli.failure import failure_line
 from tessera_client.parts import Message, assistant, system, user
 from tessera_client.sync_client import Client
 
-HELP = "/image FILE, /video FILE: show it with what you say next · /reset: forget · /quit or Ctrl-D: leave"
+HELP = (
+    "/image FILE, /video FILE, /series FILE [HZ]: goes with what you say next · /reset: forget · /quit or Ctrl-D: leave"
+)
+KINDS = {
+    "image": "image",
+    "video": "video",
+    "series": "time_series",
+    "time-series": "time_series",
+    "embeddings": "embeddings",
+}
 PROMPT = "> "
 
 
@@ -34,6 +43,10 @@ def talk(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+Waiting = tuple[str, str, float | None]
+"""Kind, source and rate of a medium that goes with the next turn."""
+
+
 class Talk:
     """One conversation: its turns, and the media that wait for the next one."""
 
@@ -42,7 +55,8 @@ class Talk:
         self._console = console
         self._client = client
         self._turns: list[Message] = []
-        self._waiting: list[tuple[str, str]] = list(args.media or ())
+        rates = args.rates or {}
+        self._waiting: list[Waiting] = [(kind, path, rates.get(i)) for i, (kind, path) in enumerate(args.media or ())]
         self._reset()
 
     def run(self) -> None:
@@ -64,12 +78,12 @@ class Talk:
 
     def _command(self, line: str) -> None:
         name, _, rest = line[1:].partition(" ")
-        path = os.path.expanduser(rest.strip())
-        if name in ("image", "video") and path:
+        path, rate = _path_and_rate(os.path.expanduser(rest.strip()), name)
+        if name in KINDS and path:
             if ":" not in path and not os.path.exists(path):
                 self._console.error(f"{path}: no such file or directory")
                 return
-            self._waiting.append((name, path))
+            self._waiting.append((KINDS[name], path, rate))
             self._console.note(f"{path}: goes with what you say next")
         elif name == "reset":
             self._waiting.clear()
@@ -84,9 +98,12 @@ class Talk:
         options: dict[str, Any] = flags.chat_options(self._args) | flags.sampling(self._args)
         options["on_upload"] = activity.upload
         turn = len(self._turns)
-        self._args.labels = {(turn, index): path for index, (_, path) in enumerate(self._waiting)}
+        self._args.labels = {(turn, index): path for index, (_, path, _) in enumerate(self._waiting)}
         try:
-            parts = [flags.media_part(kind, path, self._args.source_fps) for kind, path in self._waiting]
+            given = self._args
+            parts = [
+                flags.media_part(kind, path, given.source_fps, rate, given.grid) for kind, path, rate in self._waiting
+            ]
             asked = user(*parts, text)
             stream = self._client.stream_chat([*self._turns, asked], **options)
             answer = write_stream(stream, self._console, activity, stats=self._args.stats)
@@ -104,3 +121,14 @@ class Talk:
 
     def _reset(self) -> None:
         self._turns = [system(self._args.system)] if self._args.system else []
+
+
+def _path_and_rate(text: str, name: str) -> tuple[str, float | None]:
+    """Cut a rate off the end of what follows /series, where the whole is no file."""
+    path, _, last = text.rpartition(" ")
+    if KINDS.get(name) == "time_series" and path and not os.path.exists(text):
+        try:
+            return path.strip(), float(last)
+        except ValueError:
+            return text, None
+    return text, None

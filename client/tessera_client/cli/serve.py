@@ -40,6 +40,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="the workers' device: auto, cpu or cuda")
     parser.add_argument("--max-model-len", metavar="N", help="most tokens of prompt and answer together")
     parser.add_argument("--kv-cache-bytes", metavar="SIZE", help="of each worker, such as 2GiB")
+    parser.add_argument(
+        "--disable-vision-encoder", action="store_true", help="leave the vision weights out and refuse images and clips"
+    )
     parser.add_argument("--worker-arg", action="append", default=[], metavar="FLAGS", help="passed on; repeatable")
     parser.add_argument("--gateway-arg", action="append", default=[], metavar="FLAGS", help="passed on; repeatable")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="write logs there, not to standard error")
@@ -129,6 +132,8 @@ def worker_flags(args: argparse.Namespace) -> list[str]:
     for name in WORKER_FLAGS:
         if getattr(args, name) is not None:
             flags += ["--" + name.replace("_", "-"), str(getattr(args, name))]
+    if args.disable_vision_encoder:
+        flags.append("--disable-vision-encoder")
     return flags
 
 

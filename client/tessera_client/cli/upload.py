@@ -14,7 +14,7 @@ from tessera_client.cli.models import size_text
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this subcommand."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a picture or clip")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a picture, clip or time series")
     flags.add_server_flags(parser, model=False)
     parser.epilog = "Then: tessera chat --video id:HEX ..."
 

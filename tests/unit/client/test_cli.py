@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tessera.errors import Internal, InvalidArgument, ResourceExhausted, Unavailable
 from tessera.v1 import inference_service_pb2 as pb
+from tessera.v1 import types_pb2 as types
+from tessera_client import Item, save_embeddings
 from tessera_client.cli import main
 from tessera_client.cli.console import Console
 from tests.fakes.inference import FakeInference, FakeServer
@@ -36,10 +39,11 @@ Run = Callable[..., Ran]
 def run(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `tessera ARGS` against the fake server; `terminal` draws with rich, `stdin` is piped in."""
 
-    def run(*args: object, terminal: bool = False, stdin: str = "") -> Ran:
+    def run(*args: object, terminal: bool = False, stdin: str | bytes = "") -> Ran:
         monkeypatch.setenv("TESSERA_SERVER", server.address)
         monkeypatch.setenv("COLUMNS", "100")
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        raw = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
         out, err = io.StringIO(), io.StringIO()
         console = Console(json="--json" in args, out=out, err=err, rich_out=terminal, rich_err=terminal)
         return Ran(main([str(arg) for arg in args], console), out.getvalue(), err.getvalue())
@@ -105,6 +109,45 @@ def test_text_is_read_from_a_pipe(run: Run, service: FakeInference) -> None:
     assert service.last.messages[0].parts[0].text == "piped"
     run("generate", "-", stdin="raw")
     assert service.last.text == "raw"
+
+
+def test_a_medium_is_read_from_a_pipe(run: Run, service: FakeInference, picture: Path) -> None:
+    """A source that is "-" is standard input, once; the text is then that of the command line alone."""
+    run("chat", "--image", "-", "What?", stdin=picture.read_bytes())
+    image, text = service.last.messages[0].parts
+    assert (image.image.media.data, text.text) == (picture.read_bytes(), "What?")
+    run("chat", "--video", "-", stdin=b"clip")
+    assert [part.video.media.data for part in service.last.messages[0].parts] == [b"clip"]
+    for twice in (("--image", "-", "-"), ("--image", "-", "--video", "-", "hi")):
+        ran = run("chat", *twice, stdin=b"x")
+        assert (ran.code, "standard input can be read once" in ran.err) == (2, True)
+
+
+def test_embeddings_are_items(run: Run, service: FakeInference, tmp_path: Path) -> None:
+    """A safetensors file says its grid and side tensors; an npy file is given its grid; both stand in order."""
+    rows = np.ones((4, 8), np.float32)
+    item = Item("image", "embeddings", rows, grid_thw=(1, 4, 4), side_arrays={"deepstack": rows[None]})
+    save_embeddings(tmp_path / "a.safetensors", item)
+    np.save(tmp_path / "b.npy", rows)
+    files = ("--embeddings", tmp_path / "a.safetensors", "--embeddings", tmp_path / "b.npy")
+    assert run("chat", *files, "--grid", "1,2,8", "hi").code == 0
+    first, second, text = service.last.messages[0].parts
+    assert (first.item.grid_thw.h, list(first.item.side_tensors["deepstack"].shape)) == (4, [1, 4, 8])
+    assert (second.item.grid_thw.w, second.item.payload_kind, text.text) == (8, types.PAYLOAD_KIND_EMBEDDINGS, "hi")
+    ran = run("chat", *files, "hi")
+    assert (ran.code, "does not say its grid" in ran.err) == (2, True)
+    held = "image:" + "ab" * 32
+    service.uploads[b"\xab" * 32] = b"held"
+    assert run("generate", "--item", held, "--embeddings", tmp_path / "a.safetensors", "--ids", "1,2").code == 0
+    assert [item.WhichOneof("payload") for item in service.last.items] == ["content_hash", "tensor"]
+    assert run("generate", "--embeddings", tmp_path / "b.npy", "hi").code == 2
+
+
+def test_frames_in_a_data_url_take_their_rate(run: Run, service: FakeInference) -> None:
+    """--source-fps goes with data:video/jpeg as with a folder of frames."""
+    run("chat", "--video", "data:video/jpeg;base64,YQ==,Yg==", "--source-fps", "4", "hi")
+    frames = service.last.messages[0].parts[0].video.media.frames
+    assert ([frame.data for frame in frames.frames], frames.source_fps) == ([b"a", b"b"], 4)
 
 
 def test_chat_as_json_lines(run: Run) -> None:
@@ -291,6 +334,8 @@ def test_a_timeout_says_so(run: Run, service: FakeInference) -> None:
         (("chat", "--fps", "many", "hi"), "invalid float value"),
         (("generate", "--item", "image:xy", "hi"), "64 digits"),
         (("chat", "--template-arg", "x", "hi"), "NAME=VALUE"),
+        (("chat", "--embeddings", "nothing.npy", "hi"), "nothing.npy: no such file"),
+        (("chat", "--grid", "1,2", "hi"), "T,H,W"),
         (("sing",), "invalid choice"),
         ((), "required: COMMAND"),
     ],

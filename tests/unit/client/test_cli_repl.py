@@ -83,3 +83,17 @@ def test_interrupting_an_answer_goes_on_and_at_the_prompt_leaves(talk, monkeypat
     code, out, err = talk("one", KeyboardInterrupt)
     assert (code, out) == (130, "\n")
     assert "(stopped)" in err
+
+
+def test_series_wait_with_their_rate(talk, service: FakeInference, tmp_path: Path) -> None:
+    """/series FILE HZ goes with what is said next, at that rate; blanks in a file's name are no rate."""
+    plain, odd = tmp_path / "a.csv", tmp_path / "run 7"
+    for path in (plain, odd):
+        path.write_text("1\n2\n3\n")
+    code, _, _ = talk(
+        f"/series {plain} 12.5", f"/series {odd}", "/series", "Rising?", args=("--time-series", str(plain))
+    )
+    assert code == 0
+    parts = service.last.messages[0].parts
+    assert [p.WhichOneof("part") for p in parts] == ["time_series", "time_series", "time_series", "text"]
+    assert [p.time_series.options.sampling_rate_hz for p in parts[:3]] == [0, 12.5, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gateway.media.options import TimeSeriesOptions
 from gateway.media.source import DataUrl, FilePath, FrameList, HttpUrl, InlineBytes, UploadedId
 from gateway.processor.base import VideoLayout
 from gateway.validate import chat_request, generate_request
@@ -136,13 +137,41 @@ def test_too_many_media_are_refused() -> None:
     assert caught.value.reason == "TOO_MANY_ITEMS"
 
 
-@pytest.mark.parametrize("kind", ["audio", "time_series"])
-def test_modalities_to_come_are_unimplemented(kind: str) -> None:
-    """Audio and time series are refused by name, with the part's path."""
-    part = pb.Part(audio=pb.AudioPart()) if kind == "audio" else pb.Part(time_series=pb.TimeSeriesPart())
+def test_audio_is_unimplemented() -> None:
+    """Audio is refused by name, with the part's path."""
     with pytest.raises(Unimplemented) as caught:
-        chat_request(chat(part), 8)
-    assert caught.value.field == f"messages[0].parts[0].{kind}"
+        chat_request(chat(pb.Part(audio=pb.AudioPart())), 8)
+    assert caught.value.field == "messages[0].parts[0].audio"
+
+
+def series(source: pb.MediaSource = PICTURE, rate: float | None = None) -> pb.Part:
+    return pb.Part(time_series=pb.TimeSeriesPart(media=source, options=types.TimeSeriesOptions(sampling_rate_hz=rate)))
+
+
+def test_a_series_takes_the_requests_rate_unless_it_has_its_own() -> None:
+    """Series keep their place among the media; a part's rate goes before the request's, zero being a value."""
+    message = chat(series(), image(), series(rate=7), series(rate=0))
+    message.media_options.time_series.sampling_rate_hz = 100
+    media = chat_request(message, 8).media
+    assert [medium.modality for medium in media] == ["time_series", "image", "time_series", "time_series"]
+    assert [media[i].options for i in (0, 2, 3)] == [TimeSeriesOptions(rate) for rate in (100, 7, 0)]
+    assert chat_request(chat(series()), 8).media[0].options == TimeSeriesOptions(None)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason", "field"),
+    [
+        (pb.MediaSource(), "FIELD_REQUIRED", "data"),
+        (pb.MediaSource(data=b""), "FIELD_REQUIRED", "data"),
+        (pb.MediaSource(media_id=b"short"), "MEDIA_ID_SIZE", "media_id"),
+        (frames(PICTURE), "FRAMES_NOT_VIDEO", "frames"),
+    ],
+)
+def test_sources_that_no_series_has(source: pb.MediaSource, reason: str, field: str) -> None:
+    """A series comes from one file; an empty or malformed source is refused with its path."""
+    with pytest.raises(InvalidArgument) as caught:
+        chat_request(chat(series(source)), 8)
+    assert (caught.value.reason, caught.value.field) == (reason, f"messages[0].parts[0].time_series.media.{field}")
 
 
 BAD_GENERATES = {

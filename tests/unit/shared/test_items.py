@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tessera.errors import FailedPrecondition, InvalidArgument, ServeError
+from tessera.item_fields import MAX_GRID
 from tessera.items import (
-    MAX_GRID,
     ItemGeometry,
     MultimodalItem,
     PlaceholderRange,
@@ -248,9 +248,14 @@ def test_a_name_alone_cannot_be_checked() -> None:
 
 
 def test_families_without_deepstack_take_embeddings_alone() -> None:
-    """Side tensors are asked for only where the family has them."""
+    """Side tensors are asked for, and taken, only where the family has them."""
     plain = ItemGeometry(patch_size=16, merge_size=2, temporal_patch_size=2, hidden_size=8)
     check_item(item_from_proto(edited(embeddings, lambda m: m.ClearField("side_tensors"))), plain)
+    other = edited(embeddings, lambda m: m.side_tensors["other"].CopyFrom(m.side_tensors["deepstack"]))
+    for message, geometry in ((embeddings(), plain), (other, GEOMETRY)):
+        with pytest.raises(InvalidArgument) as error:
+            check_item(item_from_proto(message), geometry)
+        assert error.value.reason == "SIDE_TENSOR_FOREIGN"
 
 
 def test_check_grid_returns_the_grid() -> None:

@@ -171,7 +171,7 @@ def test_the_budget():
 
 def test_a_blind_model():
     """With the encoder left out, items are refused at their header."""
-    info = ModelInfo(**(vars(FakeModel().info) | {"modalities": ()}))
+    info = ModelInfo(**(vars(FakeModel().info) | {"modalities": (), "vision_disabled": True}))
     with pytest.raises(FailedPrecondition) as caught:
         upload_of(header_of(make_item(5)), make_store(), info)
     assert caught.value.reason == "VISION_DISABLED"

@@ -116,7 +116,7 @@ def test_wrong_fields(fields, reason, path):
 
 def test_modalities_that_are_not_served():
     """A model whose encoder was left out says VISION_DISABLED; what it never had is UNIMPLEMENTED."""
-    blind = dataclasses.replace(INFO, modalities=())
+    blind = dataclasses.replace(INFO, modalities=(), vision_disabled=True)
     with pytest.raises(FailedPrecondition) as disabled:
         read(submit(items=[item((1, 2))]), blind)
     assert (disabled.value.reason, disabled.value.field) == ("VISION_DISABLED", "items[0].modality")

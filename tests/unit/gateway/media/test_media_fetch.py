@@ -82,6 +82,15 @@ async def test_jpeg_frames_in_one_url_are_a_clip_at_two_frames_a_second() -> Non
     assert (media.data, media.source_fps, media.timestamps) == ((b"a", b"b", b"c"), 2.0, None)
 
 
+async def test_a_data_url_may_state_the_rate_of_its_frames() -> None:
+    """As a parameter of its type; what is no rate is refused."""
+    media = await fetcher().fetch(DataUrl("data:video/jpeg;fps=7.5;base64,YQ==,Yg=="))
+    assert (len(media.parts), media.source_fps) == (2, 7.5)
+    for rate in ("0", "-1", "nan", "inf", "many", ""):
+        url = DataUrl(f"data:video/jpeg;fps={rate};base64,YQ==")
+        assert await refused(url) == ("INVALID_ARGUMENT", "SAMPLING_INVALID", "media.url")
+
+
 async def test_too_many_bytes_are_refused_before_decoding() -> None:
     """The cap holds for inline bytes and for what base64 would give."""
     assert (await refused(InlineBytes(b"x" * 11), max_media_bytes=10))[:2] == ("RESOURCE_EXHAUSTED", "MEDIA_TOO_LARGE")

@@ -41,6 +41,7 @@ class FakeLoader:
     def __init__(self, header: VideoInfo, frames: int, broken: Sequence[int] = ()) -> None:
         self.info, self._frames, self._broken = header, frames, set(broken)
         self.end: int | None = None
+        self.times: dict[int, float] = {}
         self.passes: list[tuple[int, ...]] = []
 
     def open(self, path: Path) -> "FakeLoader":

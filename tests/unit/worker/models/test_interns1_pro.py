@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tessera.errors import FailedPrecondition, InvalidArgument, ServeError, Unimplemented
 from tessera.items import PlaceholderRange
-from tessera.time_series import MAX_LENGTH
+from tessera.time_series import MAX_LENGTH, MAX_USED_SAMPLES
 from tests.parity.model_harness import Prompt, make_drivers, run
 from tests.tiny_interns1_pro import SERIES_CONFIG, TEXT_CONFIG, make_tiny_interns1_pro
 from worker.models.base import CausalLM, EncoderInput, ItemLayout, ItemSize
@@ -287,10 +288,11 @@ def test_the_worst_series_fills_the_context(model: CausalLM) -> None:
     """The longest legal series has as many tokens as asked for, or as 240000 samples give, and can be encoded."""
     sizes = {size.modality: size for size in model.worst_items(50)}
     assert model.item_tokens(sizes["time_series"]) == 50
-    [output] = model.encode([model.dummy_input(sizes["time_series"])])
+    [output] = model.encode([model.dummy_input(replace(sizes["time_series"], channels=1))])
     assert output.size_bytes == 50 * model.encoder_token_bytes
     longest = {size.modality: size for size in model.worst_items(10**9)}["time_series"]
     assert (longest.length, model.item_tokens(longest)) == (MAX_LENGTH, 30_000)
+    assert MAX_USED_SAMPLES - MAX_LENGTH < longest.length * longest.channels <= MAX_USED_SAMPLES
 
 
 def test_estimates_grow_with_the_work(model: CausalLM) -> None:
