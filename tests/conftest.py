@@ -33,15 +33,22 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Pairs]":
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Tiny random checkpoints, one for each style of config; they hardly ever end a sequence by themselves."""
+    """Tiny random checkpoints by name; they hardly ever end a sequence by themselves.
+
+    "4.57" and "5.x" are Qwen3-VL in either style of config; other names are those of tests/parity/families.py.
+    """
+    from tests.parity.families import MAKERS
     from tests.tiny_models import VOCAB_SIZE, make_tiny_qwen3vl
 
     made: dict[str, Path] = {}
 
-    def make(style: str) -> Path:
-        if style not in made:
-            folder = tmp_path_factory.mktemp(f"tiny-{style}")
-            made[style] = make_tiny_qwen3vl(folder, style=style, eos_token_ids=(VOCAB_SIZE - 1,))
-        return made[style]
+    def make(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(f"tiny-{name}")
+            if name in MAKERS:
+                made[name] = MAKERS[name](folder)
+            else:
+                made[name] = make_tiny_qwen3vl(folder, style=name, eos_token_ids=(VOCAB_SIZE - 1,))
+        return made[name]
 
     return make

@@ -112,7 +112,7 @@ def warm_up(engine: Engine) -> None:
     model, config = engine.model, engine.config
     on_cpu = model.device.type == "cpu"
     for number, size in enumerate(model.worst_items(1 if on_cpu else config.max_model_len - WARM_UP_TOKENS)):
-        _run_alone(engine, f"warm-up-{number}", size)
+        _run_alone(engine, f"warm-up-{number}", replace(size, channels=1) if on_cpu else size)
     length = WARM_UP_TOKENS if on_cpu else min(config.max_batched_tokens, config.max_model_len - 2)
     _run_alone(engine, "warm-up", None, max(1, min(length, config.max_model_len - 2)))
 

@@ -228,7 +228,7 @@ class Pair:
         for worker in self.model().workers:
             if worker.state != pb.MODEL_STATE_READY:
                 continue
-            for name in ("running", "waiting", "used_blocks", "pinned_items"):
+            for name in ("running", "waiting", "used_blocks", "pinned_items", "running_state_slots"):
                 if value := getattr(worker, name):
                     found.append(f"{worker.address}: {name} = {value}")
             if worker.free_blocks + worker.cached_blocks != worker.total_blocks:

@@ -1,4 +1,4 @@
-"""Small limits: too much at once, too large, too long; and a server without its vision encoder."""
+"""Small limits: too much at once, too large, too long."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +24,6 @@ LIMITS = (
 def pair(pairs: Pairs, tiny: Callable[[str], Path]) -> Pair:
     """A pair with small limits."""
     return pairs.get(Flags(tiny("5.x"), gateway=LIMITS))
-
-
-@pytest.fixture
-def blind(pairs: Pairs, tiny: Callable[[str], Path]) -> Pair:
-    """A pair whose worker has left its vision encoder out."""
-    return pairs.get(Flags(tiny("5.x"), worker=("--disable-vision-encoder",)))
 
 
 def endless(pair: Pair) -> Iterator[pb.StreamChatResponse]:
@@ -123,24 +117,3 @@ def test_a_decoded_picture_above_the_cap(pair: Pair) -> None:
     """A picture of more pixels than the server decodes is refused by its header."""
     status = outcome(lambda: pair.stub.Chat(chat_request(Case("big", (user(picture(50, 220, 220)),)))))
     assert (status.reason, status.field) == ("IMAGE_TOO_LARGE", "messages[0].parts[0].image.media")
-
-
-def test_without_vision_media_are_refused(blind: Pair) -> None:
-    """A server without its vision encoder refuses media before they are looked at, and answers text."""
-    request = chat_request(ASK)
-    request.messages[0].parts[1].image.media.data = b"not even a picture"
-    for call in (
-        lambda: blind.stub.Chat(request),
-        lambda: list(blind.stub.StreamChat(request)),
-        lambda: blind.stub.Prepare(pb.PrepareRequest(chat=request)),
-    ):
-        status = outcome(call)
-        assert (status.code, status.reason) == ("FAILED_PRECONDITION", "VISION_DISABLED")
-        assert status.field.endswith("messages[0].parts[1].image")
-    assert list(blind.model().modalities) == []
-    assert len(canary_tokens(blind)) == 6
-
-
-def test_without_vision_text_is_the_same(blind: Pair, pairs: Pairs, tiny: Callable[[str], Path]) -> None:
-    """Text is answered as by the whole model."""
-    assert canary_tokens(blind) == canary_tokens(pairs.get(Flags(tiny("5.x"))))

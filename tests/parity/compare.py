@@ -4,6 +4,7 @@ Next: tests/parity/test_grpc_chat.py
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,19 +27,20 @@ def assert_items(expected: Expected, items: Sequence[types.MultimodalItem]) -> N
         np.testing.assert_allclose(got.timestamps, want.timestamps, rtol=0, atol=1e-12)
 
 
-def assert_pixels(expected: Expected, items: Sequence[types.MultimodalItem]) -> None:
+def assert_pixels(expected: Expected, items: Sequence[types.MultimodalItem], **patches: Any) -> None:
     """The pixels of each item, normalised and cut into patches, are transformers' patches."""
     for want, got in zip(expected.items, items, strict=True):
         assert got.payload_kind == types.PAYLOAD_KIND_PIXELS_U8
-        np.testing.assert_allclose(patchify(to_array(got.tensor)), want.patches, rtol=0, atol=PIXEL_TOLERANCE)
+        pixels = patchify(to_array(got.tensor), **patches)
+        np.testing.assert_allclose(pixels, want.patches, rtol=0, atol=PIXEL_TOLERANCE)
 
 
-def assert_prepared(expected: Expected, response: pb.PrepareResponse) -> None:
+def assert_prepared(expected: Expected, response: pb.PrepareResponse, **patches: Any) -> None:
     """A prepared prompt is transformers': text, ids, items, pixels and counts."""
     assert response.rendered_prompt == expected.prompt
     assert tuple(response.token_ids) == expected.token_ids
     assert_items(expected, response.items)
-    assert_pixels(expected, response.items)
+    assert_pixels(expected, response.items, **patches)
     tokens = {"image": 0, "video": 0}
     for item in expected.items:
         tokens[item.modality] += sum(r.length for r in item.ranges)

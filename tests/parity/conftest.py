@@ -18,22 +18,24 @@ STYLES = ("4.57", "5.x")
 
 @pytest.fixture(scope="session")
 def oracle(tiny: Callable[[str], Path]) -> "Callable[[str], Oracle]":
-    """transformers on the tiny checkpoint of a style; its answers are computed once."""
+    """transformers on the tiny checkpoint of a style or family; its answers are computed once."""
+    from tests.parity.families import FAMILIES
     from tests.parity.oracle import Oracle
 
     made: dict[str, Oracle] = {}
 
-    def make(style: str) -> Oracle:
-        if style not in made:
-            made[style] = Oracle(tiny(style))
-        return made[style]
+    def make(name: str) -> Oracle:
+        if name not in made:
+            kind = FAMILIES[name].oracle if name in FAMILIES else Oracle
+            made[name] = kind(tiny(name))
+        return made[name]
 
     return make
 
 
 @pytest.fixture
 def pair_of(pairs: "Pairs", tiny: Callable[[str], Path]) -> "Callable[..., Pair]":
-    """The shared pair of a style and of flags."""
+    """The shared pair of a style or family and of flags."""
     from tests.e2e.harness import Flags
 
     def get(style: str, worker: tuple[str, ...] = (), gateway: tuple[str, ...] = (), workers: int = 1) -> "Pair":

@@ -53,7 +53,7 @@ class Prompt:
 
 
 class Driver:
-    """One sequence on a shared cache, with blocks in an order that is not ascending; `slot` is its recurrent state's."""
+    """One sequence on a shared cache, blocks in an order that is not ascending; `slot` is its recurrent state's."""
 
     def __init__(self, model: CausalLM, cache: KVCache, prompt: Prompt, blocks: Sequence[int], slot: int = 0) -> None:
         self.model, self.cache, self.prompt, self.blocks, self.slot = model, cache, prompt, list(blocks), slot

@@ -41,7 +41,7 @@ def request_of(case: Case, expected: Expected, form: str) -> pb.GenerateRequest:
         video_layout=LAYOUTS[case.layout],
     )
     if form == "text":
-        request.text = case.prompt
+        request.text = expected.prompt
     else:
         request.token_ids.ids.extend(expected.token_ids if form == "expanded_ids" else expected.short_ids)
     return request

@@ -21,6 +21,7 @@ from tessera.v1 import types_pb2 as types
 from tests.e2e.harness import Flags, Pair, Pairs
 from tests.parity.cases import NEW_TOKENS, greedy
 from tests.parity.interns1_pro_reference import Array, Reference
+from tests.parity.test_grpc_pressure import BLOCK_SIZE, preemptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -130,10 +131,10 @@ class Oracle:
             self._made[id(item)] = item.embeddings(self.reference)
         return self._made[id(item)]
 
-    def assert_continued(self, prompt: Prompt, choice: pb.ChatChoice) -> None:
+    def assert_continued(self, prompt: Prompt, choice: pb.ChatChoice, num_tokens: int = NEW_TOKENS) -> None:
         """Every token is the reference's likeliest one, with its log probability."""
         tokens = list(choice.token_ids)
-        assert len(tokens) == NEW_TOKENS
+        assert len(tokens) == num_tokens
         logits = self.reference.logits(prompt.ids + tokens, prompt.rows)[len(prompt.ids) - 1 : -1]
         assert tokens == logits.argmax(-1).tolist()
         top = logits.max(-1)
@@ -225,6 +226,23 @@ def test_16_tokens_a_step(oracle: Oracle, pairs: Pairs, tiny: Callable[[str], Pa
     """Chunks that cut every item, without any cache, change nothing."""
     flags = ("--max-batched-tokens", "16", "--max-sequences", "8", "--no-prefix-cache", "--no-retain-encoded")
     run_all(pairs.get(Flags(tiny(FAMILY), worker=flags)), oracle)
+
+
+def test_few_blocks(oracle: Oracle, pairs: Pairs, tiny: Callable[[str], Path]) -> None:
+    """With KV blocks for little more than one request, requests are preempted and recomputed, and answered alike."""
+    longest = NEW_TOKENS + max(len(oracle.prompt(*parts).ids) for parts in PROMPTS.values())
+    blocks = -(-longest // BLOCK_SIZE) + 2
+    limits = ("--max-model-len", str(longest), "--block-size", str(BLOCK_SIZE), "--num-blocks", str(blocks))
+    # Each of these needs most of the blocks in the end: two of them cannot run side by side to their ends.
+    stories = [oracle.prompt(f"Tell me story {i}.") for i in range(3)]
+    tokens = longest * 2 // 3
+    with pairs.fresh(Flags(tiny(FAMILY), worker=(*limits, "--log-level", "debug"))) as pair:
+        requests = [pb.GenerateRequest(text=story.text, sampling=greedy(tokens)) for story in stories]
+        calls = [pair.stub.Generate.future(request) for request in requests]
+        run_all(pair, oracle)
+        for story, call in zip(stories, calls, strict=True):
+            oracle.assert_continued(story, call.result().choices[0], tokens)
+        assert preemptions(pair) > 0, "nothing was preempted: the test shows nothing"
 
 
 def test_chat_with_files(oracle: Oracle, pair_of: Callable[..., Pair]) -> None:

@@ -4,6 +4,7 @@ Next: worker/layers/kv_cache.py
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,9 @@ from tessera_kernels import ops
 from worker.layers.linear import Linear
 from worker.layers.norm import RMSNorm
 from worker.layers.source import WeightSource
+
+LayerKind = Literal["attention", "state"]
+"""What a layer keeps of the past: keys and values, or a recurrent state."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ class AttentionShape:
         """Whether the output projection has a bias."""
         return self.bias if self.out_bias is None else self.out_bias
 
+    @property
+    def width(self) -> int:
+        """Numbers of a token that the layer holds at once: queries, keys and values twice, and what attention gives."""
+        return (3 * self.num_heads + 4 * self.num_kv_heads) * self.head_dim
+
 
 @dataclass(frozen=True)
 class AttentionStep:
@@ -71,6 +80,8 @@ class AttentionStep:
 
 class Attention:
     """Queries and keys normed head by head (or not), rotated; keys and values paged; output projected."""
+
+    kind: LayerKind = "attention"
 
     def __init__(
         self, shape: AttentionShape, qkv: Linear, out: Linear, q_norm: RMSNorm | None, k_norm: RMSNorm | None
@@ -135,6 +146,17 @@ class Attention:
         first_value = shape.num_heads + shape.num_kv_heads
         query, key = heads[:, : shape.num_heads], heads[:, shape.num_heads : first_value]
         value = heads[:, first_value : first_value + shape.num_kv_heads]
+        return self._attend_heads(query, key, value, step, cache)
+
+    def _attend_heads(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        step: AttentionStep,
+        cache: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """Store new keys and values, and attend; all (num_tokens, heads, head_dim)."""
         ops.store_kv(key, value, *cache, step.slots)
         return ops.paged_attention(
             query, *cache, step.block_tables, step.query_start, step.context_lens, step.query_lens, step.kv_lens,

@@ -128,11 +128,7 @@ class GroupedAttention(Attention):
         # copies, in the order of heads that the ops below read
         query = heads[:, :, :group].clone(memory_format=torch.contiguous_format).view(count, -1, shape.head_dim)
         key, value = heads[:, :, group:].transpose(1, 2).clone(memory_format=torch.contiguous_format).unbind(1)
-        ops.store_kv(key, value, *cache, step.slots)
-        return ops.paged_attention(
-            query, *cache, step.block_tables, step.query_start, step.context_lens, step.query_lens, step.kv_lens,
-            self.scale,
-        ).flatten(1)  # fmt: skip
+        return self._attend_heads(query, key, value, step, cache)
 
 
 def _load_grouped(source: WeightSource, shape: AttentionShape) -> Linear:

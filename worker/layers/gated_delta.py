@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tessera_kernels import ops
-from worker.layers.attention import AttentionStep
+from worker.layers.attention import AttentionStep, LayerKind
 from worker.layers.linear import Linear
 from worker.layers.source import WeightSource
 
@@ -50,6 +50,11 @@ class GatedDeltaShape:
         """Channels of the convolution: queries, keys, values."""
         return 2 * self.key_width + self.value_width
 
+    @property
+    def width(self) -> int:
+        """Numbers of a token that the layer holds at once: all projections, what the convolution gives, two outputs."""
+        return 2 * self.conv_channels + 3 * self.value_width + 2 * self.value_heads
+
 
 class GatedDelta:
     """Queries, keys and values through a short convolution into the state; what it reads is normed and gated.
@@ -63,6 +68,8 @@ class GatedDelta:
         bias: fp32 (value_heads,), of the decay gates.
         norm: fp32 (value_dim,), weight of the output norm.
     """
+
+    kind: LayerKind = "state"
 
     def __init__(
         self,

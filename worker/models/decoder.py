@@ -7,11 +7,11 @@ Next: worker/models/multimodal_lm.py
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
-from worker.layers.attention import AttentionStep
+from worker.layers.attention import AttentionStep, LayerKind
 from worker.layers.embedding import Embedding
 from worker.layers.kv_cache import KVCache
 from worker.layers.linear import Linear
@@ -27,7 +27,7 @@ class DecoderLayer(Protocol):
     """One layer: what it keeps of the past is keys and values ("attention") or a recurrent state ("state")."""
 
     @property
-    def kind(self) -> Literal["attention", "state"]:
+    def kind(self) -> LayerKind:
         """Which cache the layer uses."""
 
     def __call__(
@@ -62,22 +62,14 @@ class PreNormLayer:
             step, the layer's cache and the rows to keep.
         post_norm: before the feed-forward layer.
         mlp: dense or mixture of experts.
-        kind: which cache the mixer uses.
     """
 
-    def __init__(
-        self,
-        input_norm: RMSNorm,
-        mixer: "Mixer",
-        post_norm: RMSNorm,
-        mlp: "FeedForward",
-        kind: Literal["attention", "state"] = "attention",
-    ) -> None:
+    def __init__(self, input_norm: RMSNorm, mixer: "Mixer", post_norm: RMSNorm, mlp: "FeedForward") -> None:
         self.input_norm = input_norm
         self.mixer = mixer
         self.post_norm = post_norm
         self.mlp = mlp
-        self.kind = kind
+        self.kind = mixer.kind
 
     def __call__(
         self,
@@ -101,6 +93,10 @@ class PreNormLayer:
 
 class Mixer(Protocol):
     """What mixes tokens: attention, or a recurrent layer."""
+
+    @property
+    def kind(self) -> LayerKind:
+        """Which cache the mixer uses."""
 
     def __call__(
         self, x: torch.Tensor, step: AttentionStep, cache: tuple[torch.Tensor, torch.Tensor], keep: torch.Tensor | None
@@ -130,19 +126,17 @@ class DecoderShape:
     Args:
         hidden_size: width of the stream.
         vocab_size: columns of the logits.
-        num_heads: query heads.
         num_kv_heads: key/value heads.
         head_dim: elements of a head.
-        inner_width: numbers of a token that the widest feed-forward layer holds at once.
+        layer_width: numbers of a token that the widest layer holds at once, beside the stream that all layers share.
         state: recurrent state of a sequence, or None.
     """
 
     hidden_size: int
     vocab_size: int
-    num_heads: int
     num_kv_heads: int
     head_dim: int
-    inner_width: int
+    layer_width: int
     state: StateShape | None = None
 
 
@@ -225,11 +219,8 @@ class Decoder:
     def workspace_bytes(self, num_tokens: int, num_logits: int) -> int:
         """Return an upper estimate of the transient memory of `forward`."""
         shape = self.shape
-        heads = 2 * (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
-        if shape.state is not None:
-            heads = max(heads, 3 * shape.state.conv_channels)
-        stream = 4 * shape.hidden_size + max(heads, shape.inner_width)
-        return num_tokens * stream * max(self.norm.weight.dtype.itemsize, 4) + num_logits * shape.vocab_size * 8
+        token = 4 * shape.hidden_size + shape.layer_width
+        return num_tokens * token * max(self.norm.weight.dtype.itemsize, 4) + num_logits * shape.vocab_size * 8
 
     @property
     def size_bytes(self) -> int:

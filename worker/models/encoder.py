@@ -3,7 +3,7 @@
 An encoder stands alone: it knows nothing of the language model but the width of its embeddings, so a worker that only
 encodes can load and run it by itself (`worker.models.loader.load_encoders`).
 
-Next: worker/models/qwen3_vl_vision.py
+Next: worker/models/vision_tower.py
 """
 
 import math
@@ -16,6 +16,7 @@ import torch
 
 from tessera.errors import InvalidArgument
 from worker.models.base import EncoderInput, EncoderOutput, Grid, ItemSize
+from worker.models.config import VisionConfig
 from worker.models.info import ProcessorLimits
 
 _MAX_ASPECT_RATIO = 200
@@ -140,13 +141,18 @@ class VisionGeometry:
     merge_size: int
     in_channels: int = 3
 
+    @classmethod
+    def of(cls, vision: VisionConfig) -> "VisionGeometry":
+        """Return the sizes of a family's tower."""
+        return cls(vision.patch_size, vision.temporal_patch_size, vision.merge_size, vision.in_channels)
+
     @property
     def patch_elements(self) -> int:
         """Numbers of one patch."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
 
-class VisionTower(Protocol):
+class Tower(Protocol):
     """What differs from family to family: from checked pixels or patches to embeddings."""
 
     device: torch.device
@@ -187,7 +193,7 @@ class VisionEncoder(ItemEncoder):
 
     modalities = ("image", "video")
 
-    def __init__(self, tower: VisionTower, geometry: VisionGeometry, limits: Mapping[str, ProcessorLimits]) -> None:
+    def __init__(self, tower: Tower, geometry: VisionGeometry, limits: Mapping[str, ProcessorLimits]) -> None:
         self.tower = tower
         self.geometry = geometry
         self.hidden_size = tower.out_hidden_size

@@ -1,15 +1,18 @@
-"""What a checkpoint's JSON files say beside the architecture: stop ids, defaults of sampling, processor budgets.
+"""What a checkpoint's JSON files say beside the architecture: markers, stop ids, defaults of sampling, pixel budgets.
 
-Next: worker/models/qwen3_vl_config.py
+Next: worker/models/config.py
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from worker.models.base import GenerationDefaults
+import torch
+
+from worker.models.base import GenerationDefaults, ModelInfo
 from worker.models.checkpoint import CheckpointError, read_json
+from worker.models.config import TextConfig, VisionConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,71 @@ class ProcessorLimits:
 
     max_pixels: int
     statistics: ImageStatistics
+
+
+@dataclass(frozen=True)
+class MarkerIds:
+    """Ids that stand for items in a prompt.
+
+    Args:
+        image: fills an image's ranges.
+        video: fills a clip's ranges.
+        vision_start: before a run of either.
+        vision_end: after it.
+        time_series: fills a series' ranges; None where the checkpoint takes none.
+    """
+
+    image: int
+    video: int
+    vision_start: int
+    vision_end: int
+    time_series: int | None = None
+
+
+def describe(
+    model_dir: Path,
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    text: TextConfig,
+    vision: VisionConfig | None,
+    markers: MarkerIds,
+) -> ModelInfo:
+    """Return what a checkpoint says of itself; which modalities are served, the model knows.
+
+    Args:
+        model_dir: checkpoint directory.
+        config: its config.json.
+        dtype: of weights and activations.
+        text: sizes of the language model.
+        vision: sizes of the vision tower, whether or not it is loaded; None in a text-only checkpoint.
+        markers: those of vision count where there is a vision tower.
+    """
+    info = ModelInfo(
+        architecture=config["architectures"][0],
+        dtype=str(dtype).removeprefix("torch."),
+        vocab_size=text.vocab_size,
+        max_position_embeddings=text.max_position_embeddings,
+        hidden_size=text.hidden_size,
+        eos_token_ids=read_token_ids(model_dir, config, "eos"),
+        generation=read_generation_defaults(model_dir),
+        bos_token_id=read_token_id(model_dir, config, "bos"),
+        pad_token_id=read_token_id(model_dir, config, "pad"),
+        time_series_token_id=markers.time_series,
+    )
+    if vision is None:
+        return info
+    return replace(
+        info,
+        image_token_id=markers.image,
+        video_token_id=markers.video,
+        vision_start_token_id=markers.vision_start,
+        vision_end_token_id=markers.vision_end,
+        spatial_merge_size=vision.merge_size,
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        in_channels=vision.in_channels,
+        num_deepstack_layers=vision.num_deepstack_layers,
+    )
 
 
 def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:

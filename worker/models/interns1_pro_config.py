@@ -10,7 +10,8 @@ from typing import Any
 from worker.layers.attention import AttentionShape
 from worker.layers.fope import FourierShape, count_frequencies
 from worker.models.checkpoint import CheckpointError
-from worker.models.qwen3_vl_config import TextConfig, parse_text_config
+from worker.models.config import TextConfig, need
+from worker.models.qwen3_vl_config import parse_text_config
 
 _DEFAULT_THETA = 5_000_000.0
 _FOPE_KEYS = ("fope_init_factor", "fope_sep_head", "num_inv_freq", "fope_num_inv_freq")
@@ -74,12 +75,6 @@ class SeriesConfig:
         return self.width // self.num_heads
 
 
-def _need(config: Mapping[str, Any], key: str, where: str) -> Any:
-    if config.get(key) is None:
-        raise CheckpointError(f"config.json: {where}.{key} is missing")
-    return config[key]
-
-
 def parse_intern_text(config: Mapping[str, Any], tied: bool) -> InternTextConfig:
     """Return the language model's part of config.json.
 
@@ -101,7 +96,7 @@ def parse_intern_text(config: Mapping[str, Any], tied: bool) -> InternTextConfig
     return InternTextConfig(
         **vars(shared),
         positions=_positions(rope, config, shared.attention),
-        moe_intermediate_size=_need(config, "moe_intermediate_size", "text_config") if num_experts else 0,
+        moe_intermediate_size=need(config, "moe_intermediate_size") if num_experts else 0,
         num_experts=num_experts,
         experts_per_token=experts_per_token,
         router_groups=groups,
@@ -115,7 +110,7 @@ def _routing(config: Mapping[str, Any], num_experts: int) -> tuple[int, int]:
         return 0, 1
     if not config.get("norm_topk_prob", True):
         raise CheckpointError("config.json: text_config.norm_topk_prob false is not served")
-    count: int = _need(config, "num_experts_per_tok", "text_config")
+    count: int = need(config, "num_experts_per_tok")
     groups = max(config.get("router_n_groups") or 1, 1)
     if num_experts % groups or count % groups or count > num_experts:
         raise CheckpointError(
@@ -136,7 +131,7 @@ def _positions(rope: Mapping[str, Any], config: Mapping[str, Any], attention: At
     mixed = any(rope.get(key) is not None for key in _FOPE_KEYS)
     spelled = (rope.get(key) for key in ("fope_num_inv_freq", "num_inv_freq"))
     asked = next((value for value in spelled if value is not None), None)
-    longest: int = _need(config, "max_position_embeddings", "text_config")
+    longest: int = need(config, "max_position_embeddings")
     return FourierShape(
         theta=theta,
         head_dim=attention.head_dim,

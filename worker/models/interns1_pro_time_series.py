@@ -15,7 +15,9 @@ import torch.nn.functional as F
 
 from tessera.errors import InvalidArgument
 from tessera.time_series import (
+    MAX_CHANNELS,
     MAX_LENGTH,
+    MAX_USED_SAMPLES,
     check_series,
     num_series_patches,
     num_series_tokens,
@@ -220,9 +222,10 @@ class TimeSeriesEncoder(ItemEncoder):
         return num_series_tokens(size.length, size.sampling_rate_hz)
 
     def worst_items(self, max_tokens: int) -> list[ItemSize]:
-        """Return the longest series of the shortest stride with at most `max_tokens`, one channel."""
+        """Return the longest series of the shortest stride with at most `max_tokens`, with as many channels as fit."""
         length = min(8 * max(max_tokens, 1) + 4, MAX_LENGTH)  # a token is four strides of two samples
-        return [ItemSize("time_series", None, length, 1, _SLOW_RATE_HZ)]
+        channels = min(MAX_CHANNELS, MAX_USED_SAMPLES // length)
+        return [ItemSize("time_series", None, length, channels, _SLOW_RATE_HZ)]
 
     def dummy_input(self, size: ItemSize) -> EncoderInput:
         """Return a series of this size, silent."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from worker.layers.gated_delta import GatedDeltaShape
 from worker.models.checkpoint import CheckpointError
-from worker.models.qwen3_vl_config import TextConfig, parse_text_config, rope_parameters
+from worker.models.config import TextConfig, rope_parameters
+from worker.models.qwen3_vl_config import parse_text_config
 
 LINEAR, FULL = "linear_attention", "full_attention"
 
@@ -34,12 +35,10 @@ class HybridTextConfig(TextConfig):
     """The language model.
 
     Args:
-        rotary_dim: rotated elements of a head.
         linear: sizes of the linear attention layers.
         layer_types: LINEAR or FULL, layer by layer.
     """
 
-    rotary_dim: int
     linear: GatedDeltaShape
     layer_types: tuple[str, ...]
 
@@ -56,16 +55,15 @@ def parse_hybrid_text_config(config: Mapping[str, Any], tied: bool) -> HybridTex
         CheckpointError: a field is missing or has a value that is not served.
     """
     config = _DEFAULTS | {key: value for key, value in config.items() if value is not None}
-    _, rope = rope_parameters(config)
+    _, rope = rope_parameters(config, _DEFAULTS["rope_theta"])
     text = parse_text_config(config, tied)
     fraction = float(rope.get("partial_rotary_factor") or config["partial_rotary_factor"])
     rotary_dim = int(text.attention.head_dim * fraction)
     if rotary_dim < 2 or rotary_dim % 2:
         raise CheckpointError(f"config.json: partial_rotary_factor {fraction} rotates {rotary_dim} elements of a head")
-    fields = vars(text) | {"mrope_sections": tuple(rope.get("mrope_section") or _DEFAULT_SECTIONS)}
-    return HybridTextConfig(
-        **fields, rotary_dim=rotary_dim, linear=_linear_shape(config, text), layer_types=_layer_types(config, text)
-    )
+    sections = tuple(rope.get("mrope_section") or _DEFAULT_SECTIONS)
+    fields = vars(text) | {"rotary_dim": rotary_dim, "mrope_sections": sections}
+    return HybridTextConfig(**fields, linear=_linear_shape(config, text), layer_types=_layer_types(config, text))
 
 
 def _linear_shape(config: Mapping[str, Any], text: TextConfig) -> GatedDeltaShape:

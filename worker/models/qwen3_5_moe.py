@@ -10,11 +10,10 @@ from typing import Any
 
 from worker.layers.moe import MoeMlp, MoeShape, softmax_topk
 from worker.layers.source import WeightSource
-from worker.models.checkpoint import CheckpointError
 from worker.models.decoder import FeedForward
 from worker.models.qwen3_5 import Qwen3_5
 from worker.models.qwen3_5_config import HybridTextConfig, parse_hybrid_text_config
-from worker.models.qwen3_vl_config import TextConfig
+from worker.models.config import TextConfig, expert_sizes, need
 
 
 @dataclass(frozen=True)
@@ -36,22 +35,11 @@ def parse_hybrid_moe_text_config(config: Mapping[str, Any], tied: bool) -> Hybri
     Raises:
         CheckpointError: a field is missing or has a value that is not served.
     """
-    sizes: dict[str, int] = {}
-    for key in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"):
-        if not config.get(key):
-            raise CheckpointError(f"config.json: text_config.{key} is missing")
-        sizes[key] = int(config[key])
-    if sizes["num_experts_per_tok"] > sizes["num_experts"]:
-        raise CheckpointError(
-            f"config.json: text_config.num_experts_per_tok is {sizes['num_experts_per_tok']}, but there are "
-            f"{sizes['num_experts']}"
-        )
+    num_experts, k, inner_size = expert_sizes(config)
+    shared_size = need(config, "shared_expert_intermediate_size")
     text = parse_hybrid_text_config({"intermediate_size": 0, **config}, tied)  # no layer is dense
-    moe = MoeShape(
-        text.hidden_size, sizes["moe_intermediate_size"], sizes["num_experts"],
-        shared_inner_size=sizes["shared_expert_intermediate_size"], shared_gated=True,
-    )  # fmt: skip
-    return HybridMoeTextConfig(**vars(text), moe=moe, experts_per_token=sizes["num_experts_per_tok"])
+    moe = MoeShape(text.hidden_size, inner_size, num_experts, shared_inner_size=shared_size, shared_gated=True)
+    return HybridMoeTextConfig(**vars(text), moe=moe, experts_per_token=k)
 
 
 class Qwen3_5Moe(Qwen3_5):  # noqa: N801 - the family's own name
@@ -69,7 +57,7 @@ class Qwen3_5Moe(Qwen3_5):  # noqa: N801 - the family's own name
         return MoeMlp.load(source, text.moe, partial(softmax_topk, k=text.experts_per_token))
 
     @classmethod
-    def inner_width(cls, text: TextConfig) -> int:
-        """Return the numbers of a token that a feed-forward layer holds at once."""
+    def layer_width(cls, text: TextConfig) -> int:
+        """Return the numbers of a token that the widest layer holds at once."""
         assert isinstance(text, HybridMoeTextConfig)
-        return text.moe.workspace(text.experts_per_token)
+        return max(super().layer_width(text), text.moe.workspace(text.experts_per_token))

@@ -10,10 +10,10 @@ from typing import Any
 
 from worker.layers.moe import MoeMlp, MoeShape, softmax_topk
 from worker.layers.source import WeightSource
-from worker.models.checkpoint import CheckpointError
 from worker.models.decoder import FeedForward
 from worker.models.qwen3_vl import Qwen3VL
-from worker.models.qwen3_vl_config import TextConfig, parse_text_config
+from worker.models.config import TextConfig, expert_sizes
+from worker.models.qwen3_vl_config import parse_text_config
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,10 @@ def parse_moe_text_config(config: Mapping[str, Any], tied: bool) -> MoeTextConfi
         CheckpointError: a field is missing or has a value that is not served.
     """
     text = parse_text_config(config, tied)
-    sizes = {
-        "num_experts": config.get("num_experts") or config.get("num_local_experts"),
-        "num_experts_per_tok": config.get("num_experts_per_tok"),
-        "moe_intermediate_size": config.get("moe_intermediate_size"),
-    }
-    for key, value in sizes.items():
-        if not value:
-            raise CheckpointError(f"config.json: text_config.{key} is missing")
-    num_experts, k = int(sizes["num_experts"]), int(sizes["num_experts_per_tok"])  # type: ignore[arg-type]
-    if k > num_experts:
-        raise CheckpointError(f"config.json: text_config.num_experts_per_tok is {k}, but there are {num_experts}")
+    num_experts, k, inner_size = expert_sizes(config)
     return MoeTextConfig(
         **vars(text),
-        moe=MoeShape(text.hidden_size, int(sizes["moe_intermediate_size"]), num_experts),  # type: ignore[arg-type]
+        moe=MoeShape(text.hidden_size, inner_size, num_experts),
         experts_per_token=k,
         sparse_step=config.get("decoder_sparse_step") or 1,
         dense_layers=tuple(config.get("mlp_only_layers") or ()),
@@ -81,7 +71,7 @@ class Qwen3VLMoe(Qwen3VL):
         return MoeMlp.load(source, text.moe, partial(softmax_topk, k=text.experts_per_token))
 
     @classmethod
-    def inner_width(cls, text: TextConfig) -> int:
-        """Return the numbers of a token that the widest feed-forward layer holds at once."""
+    def layer_width(cls, text: TextConfig) -> int:
+        """Return the numbers of a token that the widest layer holds at once."""
         assert isinstance(text, MoeTextConfig)
-        return max(super().inner_width(text), text.moe.workspace(text.experts_per_token))
+        return max(super().layer_width(text), text.moe.workspace(text.experts_per_token))
