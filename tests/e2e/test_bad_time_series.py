@@ -34,7 +34,7 @@ BAD: list[tuple[str, pb.ChatRequest, str, str, str]] = [
         f"{FIELD}.media",
     ),
     ("short", chat(part(npy(wave(4)))), "INVALID_ARGUMENT", "SERIES_TOO_SHORT", f"{FIELD}.media"),
-    ("transposed", chat(part(npy(wave(2000).T))), "INVALID_ARGUMENT", "SERIES_SHAPE", f"{FIELD}.media"),
+    ("transposed", chat(part(npy(wave(2000).T))), "INVALID_ARGUMENT", "SERIES_CHANNELS", f"{FIELD}.media"),
     ("NaN", chat(part(npy(np.full(90, np.nan)))), "INVALID_ARGUMENT", "SERIES_VALUE", f"{FIELD}.media"),
     ("long", chat(part(npy(wave(20_001)))), "RESOURCE_EXHAUSTED", "SERIES_TOO_LARGE", f"{FIELD}.media"),
     ("picture", chat(part(SMALL.file)), "INVALID_ARGUMENT", "SERIES_UNREADABLE", f"{FIELD}.media"),

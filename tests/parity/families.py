@@ -72,7 +72,21 @@ class GlmOracle(Oracle):
             return np.linspace(0, total - 1, min(options["num_frames"], total)).round().astype(int).tolist()
         metadata = VideoMetadata(total_num_frames=total, fps=fps, duration=total / fps if clip.file else None)
         asked = {"fps": options["fps"]} if "fps" in options else {}
-        return self.processor.video_processor.sample_frames(metadata, **asked).tolist()
+        return self.sampler(asked).sample_frames(metadata, **asked).tolist()
+
+    def sampler(self, asked: dict[str, Any]) -> Any:
+        """Return the video processor whose rule holds."""
+        return self.processor.video_processor
+
+
+class Glm46VOracle(GlmOracle):
+    """GLM-4.6V's own rule knows no rate and overlooks one that is asked for; here GLM-4V's holds then."""
+
+    def sampler(self, asked: dict[str, Any]) -> Any:
+        """Return the video processor whose rule holds."""
+        from transformers.models.glm4v.video_processing_glm4v import Glm4vVideoProcessor
+
+        return Glm4vVideoProcessor() if asked else super().sampler(asked)
 
 
 def _endless() -> tuple[int, ...]:
@@ -111,6 +125,12 @@ def _glm4v_moe(path: Path) -> Path:
     return make_tiny_glm4v_moe(path, eos_token_ids=_endless(), image_pixels=_GLM_IMAGES)
 
 
+def _glm46v(path: Path) -> Path:
+    from tests.tiny_glm4v import make_tiny_glm4v
+
+    return make_tiny_glm4v(path, family="glm46v", eos_token_ids=_endless(), image_pixels=_GLM_IMAGES)
+
+
 def _interns1_pro(path: Path) -> Path:
     from tests.tiny_interns1_pro import make_tiny_interns1_pro
 
@@ -126,6 +146,7 @@ FAMILIES = {
     "qwen3_5_moe": Family(_qwen3_5_moe, sibling="qwen3_5"),
     "glm4v": Family(_glm4v, GlmOracle, _GLM_PATCHES),
     "glm4v_moe": Family(_glm4v_moe, GlmOracle, _GLM_PATCHES, sibling="glm4v"),
+    "glm46v": Family(_glm46v, Glm46VOracle, _GLM_PATCHES, sibling="glm4v"),
 }
 
 MAKERS: dict[str, Callable[[Path], Path]] = {name: family.make for name, family in FAMILIES.items()} | {

@@ -24,6 +24,7 @@ RAWS = {case.name: case for case in raw_cases()}
 # GLM's layout is one; a bare marker of a clip is none of its prompts.
 NOT_GLM = ("layout_of_4_57", "raw_video_of_4_57", "raw_one_video_placeholder")
 LONG_TOKENS = 64
+MIXED = ("image_video_image_video", "several_turns", "raw_markers_mixed", "raw_adjacent_images")
 OracleOf, PairOf = Callable[[str], Oracle], Callable[..., Pair]
 
 
@@ -77,10 +78,12 @@ def test_sixteen_at_once(family: str, oracle: OracleOf, pair_of: PairOf) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_32_tokens_a_step(family: str, oracle: OracleOf, pairs: Pairs, tiny: Callable[[str], Path]) -> None:
-    """Chunks of at most 32 tokens, which cut inside items, change nothing; nor do neighbours then."""
-    flags = Flags(tiny(family), worker=("--max-batched-tokens", "32", "--max-sequences", "16"))
-    run_all(pairs.get(flags), oracle(family))
+def test_32_tokens_a_step_without_caches(
+    family: str, oracle: OracleOf, pairs: Pairs, tiny: Callable[[str], Path]
+) -> None:
+    """Chunks of at most 32 tokens, which cut inside items, change nothing; nor does it that no cache helps."""
+    worker = ("--max-batched-tokens", "32", "--max-sequences", "16", "--no-prefix-cache", "--no-retain-encoded")
+    run_all(pairs.get(Flags(tiny(family), worker, ("--processor-cache-bytes", "0"))), oracle(family))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,7 +98,7 @@ def test_few_blocks(family: str, oracle: OracleOf, pairs: Pairs, tiny: Callable[
     tokens = longest * 2 // 3
     with pairs.fresh(Flags(tiny(family), worker=(*limits, "--log-level", "debug"))) as pair:
         calls = [pair.stub.Chat.future(chat_request(case, max_tokens=tokens)) for case in long]
-        run_all(pair, computed)
+        run_all(pair, computed, MIXED)
         for case, call in zip(long, calls, strict=True):
             assert_continued(computed.answer(case, tokens), call.result().choices[0])
         assert preemptions(pair) > 0, "nothing was preempted: the test shows nothing"
@@ -117,17 +120,6 @@ def test_the_next_turn_begins_where_the_last_one_ended(family: str, oracle: Orac
     response = stub.Chat(request)
     assert_continued(computed.answer(second), response.choices[0])
     assert response.usage.cached_tokens > 0.5 * len(computed.answer(first).token_ids)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_caches_off(family: str, oracle: OracleOf, pair_of: PairOf) -> None:
-    """Without processor, prefix and encoder cache the answers are the same."""
-    pair = pair_of(
-        family,
-        worker=("--no-prefix-cache", "--no-retain-encoded"),
-        gateway=("--processor-cache-bytes", "0"),
-    )
-    run_all(pair, oracle(family), ("image_video_image_video", "several_turns", "raw_markers_mixed"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

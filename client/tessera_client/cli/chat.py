@@ -49,8 +49,9 @@ def conversation(args: argparse.Namespace, text: str) -> list[Message]:
     """Return the turns of the command line: system, then media in their order and the text.
 
     Raises:
-        ValueError: there is nothing to say.
+        ValueError: there is nothing to say, or a flag is about a medium that is not there.
     """
+    flags.check_media_flags(args)
     parts: list[Any] = [*flags.media_parts(args), *([text] if text else [])]
     if not parts:
         raise ValueError("nothing to say: give a text, --image, --video, --time-series or --embeddings")

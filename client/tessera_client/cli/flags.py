@@ -182,6 +182,32 @@ def media_parts(args: argparse.Namespace) -> list[Image | Video | TimeSeries | I
     ]
 
 
+def check_media_flags(args: argparse.Namespace) -> None:
+    """Refuse a flag that would change nothing, since the medium that it is about is not there.
+
+    Raises:
+        ValueError: naming flag and medium.
+    """
+    given = args.media or ()
+    kinds = {kind for kind, _ in given}
+    for kind, names in (
+        ("image", tuple(IMAGE_FLAGS)),
+        ("video", (*VIDEO_FLAGS, "source_fps")),
+        ("time_series", ("rates",)),
+        ("embeddings", ("grid",)),
+    ):
+        for name in names:
+            if getattr(args, name) is not None and kind not in kinds:
+                flag = "rate" if name == "rates" else name.replace("_", "-")
+                raise ValueError(f"--{flag} changes nothing: there is no --{kind.replace('_', '-')}")
+    if args.source_fps is not None and not any(kind == "video" and _is_frames(text) for kind, text in given):
+        raise ValueError("--source-fps belongs to separate frames (a folder, or data:video/jpeg), not to a video file")
+
+
+def _is_frames(source: object) -> bool:
+    return isinstance(source, str) and (os.path.isdir(source) or source.startswith(JPEG_LIST))
+
+
 def media_part(
     kind: str,
     text: str,
@@ -197,8 +223,7 @@ def media_part(
         return Image(source)
     if kind == "time_series":
         return TimeSeries(source, sampling_rate_hz=rate_hz)
-    is_frames = isinstance(source, str) and (os.path.isdir(source) or source.startswith(JPEG_LIST))
-    return Video(source, source_fps=source_fps if is_frames else None)
+    return Video(source, source_fps=source_fps if _is_frames(source) else None)
 
 
 def embeddings(path: str, grid_thw: tuple[int, ...] | None) -> Item:

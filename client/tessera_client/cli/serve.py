@@ -24,6 +24,7 @@ from tessera_client.results import Model
 
 WORKER_HOST = "127.0.0.1"
 WORKER_FLAGS = ("dtype", "device", "max_model_len", "kv_cache_bytes")
+WORKER_SWITCHES = ("disable_vision_encoder", "batch_invariant")
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 
@@ -40,6 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="the workers' device: auto, cpu or cuda")
     parser.add_argument("--max-model-len", metavar="N", help="most tokens of prompt and answer together")
     parser.add_argument("--kv-cache-bytes", metavar="SIZE", help="of each worker, such as 2GiB")
+    parser.add_argument("--batch-invariant", action="store_true", help="answers whose bits no neighbour changes")
     parser.add_argument(
         "--disable-vision-encoder", action="store_true", help="leave the vision weights out and refuse images and clips"
     )
@@ -132,8 +134,7 @@ def worker_flags(args: argparse.Namespace) -> list[str]:
     for name in WORKER_FLAGS:
         if getattr(args, name) is not None:
             flags += ["--" + name.replace("_", "-"), str(getattr(args, name))]
-    if args.disable_vision_encoder:
-        flags.append("--disable-vision-encoder")
+    flags += ["--" + name.replace("_", "-") for name in WORKER_SWITCHES if getattr(args, name)]
     return flags
 
 

@@ -30,14 +30,14 @@ def check_size(length: int, channels: int, limits: ServerLimits) -> None:
     """Check a series' size, before memory is spent on it.
 
     Raises:
-        MediaProblem: SERIES_SHAPE: no sample, no channel, or too many channels; SERIES_TOO_LARGE.
+        MediaProblem: SERIES_SHAPE: no sample or no channel; SERIES_CHANNELS: too many; SERIES_TOO_LARGE.
     """
     if length < 1 or channels < 1:
         raise MediaProblem("The series has no samples.", reason="SERIES_SHAPE", field="media")
     if channels > limits.max_series_channels:
         hint = " Is it transposed? Rows are samples, columns are channels." if channels > length else ""
         message = f"The series has {channels} channels; at most {limits.max_series_channels} are taken.{hint}"
-        raise MediaProblem(message, reason="SERIES_SHAPE", field="media")
+        raise MediaProblem(message, reason="SERIES_CHANNELS", field="media")
     if length * channels > limits.max_series_samples:
         raise too_large(limits)
 

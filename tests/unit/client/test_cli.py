@@ -74,7 +74,7 @@ def test_chat_flags_reach_the_request(run: Run, service: FakeInference, picture:
     flags = "--model shapes --max-tokens 9 --temperature 0 --top-k 3 --n 1 --stop x --stop y --stop-token-id 4 "
     flags += "--ignore-eos --logit-bias 5=-1.5 --fps 2 --num-frames 4 --min-pixels 10 --max-pixels 20 --seed 5 "
     flags += "--video-max-pixels 99 --max-duration 3 --template-arg think=false --template-arg name=Ada --priority 2"
-    assert run("chat", *flags.split(), "hi").code == 0
+    assert run("chat", *flags.split(), "--image", picture, "--video", "server:a.mp4", "hi").code == 0
     request = service.last
     assert (request.model, request.sampling.max_tokens, request.sampling.seed) == ("shapes", 9, 5)
     assert request.sampling.HasField("temperature")
@@ -84,6 +84,23 @@ def test_chat_flags_reach_the_request(run: Run, service: FakeInference, picture:
     assert (media.image.min_pixels, media.image.max_pixels, media.video.max_pixels) == (10, 20, 99)
     assert (media.video.fps, media.video.num_frames, media.video.max_duration_s) == (2, 4, 3)
     assert dict(request.template_args) == {"think": False, "name": "Ada"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "refusal"),
+    [
+        (["--fps", "2"], "--fps changes nothing: there is no --video"),
+        (["--max-pixels", "9", "--video", "server:a.mp4"], "--max-pixels changes nothing: there is no --image"),
+        (["--rate", "100"], "--rate changes nothing: there is no --time-series"),
+        (["--grid", "1,2,2"], "--grid changes nothing: there is no --embeddings"),
+        (["--source-fps", "2", "--video", "server:a.mp4"], "--source-fps belongs to separate frames"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(run: Run, flags: list[str], refusal: str) -> None:
+    """An option of a medium that is not there is an error, not silence."""
+    ran = run("chat", *flags, "hi")
+    assert ran.code != 0
+    assert refusal in ran.err
 
 
 def test_frame_indices_and_folders(run: Run, service: FakeInference, picture: Path) -> None:

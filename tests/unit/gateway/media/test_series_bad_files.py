@@ -29,9 +29,10 @@ def header(descr: str = "'<f4'", order: str = "False", shape: str = "(4, 2)", mo
     return npy_header(f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}{more}}}\n", bytes(32))
 
 
-UNREADABLE, SHAPE, VALUE, DTYPE, LARGE = (
+UNREADABLE, SHAPE, CHANNELS, VALUE, DTYPE, LARGE = (
     "SERIES_UNREADABLE",
     "SERIES_SHAPE",
+    "SERIES_CHANNELS",
     "SERIES_VALUE",
     "SERIES_DTYPE",
     "SERIES_TOO_LARGE",
@@ -54,7 +55,7 @@ BAD_NPY: list[tuple[str, bytes, str, str]] = [
     ("more follows", npy(wave()) + b"!", UNREADABLE, "4801 follow"),
     ("huge length", header(shape="(1 << 62, 2)"), UNREADABLE, "damaged"),
     ("huge shape", header(shape="(4611686018427387904, 2)"), LARGE, "more than 65536"),
-    ("huge channels", header(shape="(1, 4611686018427387904)"), SHAPE, "at most 8 .* transposed"),
+    ("huge channels", header(shape="(1, 4611686018427387904)"), CHANNELS, "at most 8 .* transposed"),
     ("objects", npy(np.array([1, "a", None], object), allow_pickle=True), DTYPE, "nothing is unpickled"),
     ("pickle", npy_header(GOOD_HEADER.replace("<f4", "|O"), pickle.dumps(Pickled())), DTYPE, "unpickled"),
     ("structured", npy(np.zeros(4, [("a", "f4")])), DTYPE, "integers or floats"),
@@ -68,7 +69,7 @@ BAD_NPY: list[tuple[str, bytes, str, str]] = [
     ("three dimensions", npy(np.zeros((2, 3, 4), np.float32)), SHAPE, "not 3"),
     ("no samples", npy(np.zeros((0, 2), np.float32)), SHAPE, "no samples"),
     ("no channels", npy(np.zeros((5, 0), np.float32)), SHAPE, "no samples"),
-    ("transposed", npy(np.zeros((2, 600), np.float32)), SHAPE, "600 channels; at most 8 .* transposed"),
+    ("transposed", npy(np.zeros((2, 600), np.float32)), CHANNELS, "600 channels; at most 8 .* transposed"),
     ("too long", npy(np.zeros(LIMITS.max_series_samples + 1, np.int8)), LARGE, "more than 65536"),
     ("NaN", npy(np.array([[1, 2], [3, NAN]], np.float32)), VALUE, "Sample 1, channel 1 .* nan"),
     ("infinity", npy(np.array([1, -INF])), VALUE, "Sample 1, channel 0 .* -inf"),
@@ -94,7 +95,7 @@ BAD_TEXT: list[tuple[str, bytes, str, str]] = [
     ("decimal comma", b"1,5;2,5\n1,5;2,5\n", VALUE, "Row 2, column 1 .* '1,5', not a finite float32"),
     ("underscore", b"1\n1_000\n", VALUE, "Row 2, column 1 of the series is '1_000'"),
     ("hexadecimal", b"1\n0x10\n", VALUE, "Row 2"),
-    ("too many channels", b"1,2,3,4,5,6,7,8,9\n", SHAPE, "9 channels; at most 8"),
+    ("too many channels", b"1,2,3,4,5,6,7,8,9\n", CHANNELS, "9 channels; at most 8"),
     ("one line of everything", b"1," * MAX_LINE_CHARS, SHAPE, f"Line 1 .* more than {MAX_LINE_CHARS} characters"),
     ("quote without end", b'1,2\n"3,4\n', UNREADABLE, "quoted cell"),
     ("quote that swallows", b'1,2\n"' + b"3,4\n" * 50_000, UNREADABLE, "quoted cell"),
@@ -122,7 +123,7 @@ BAD_WAV: list[tuple[str, bytes, str, str]] = [
     ("cut frame", wav(FRAME[:3]), UNREADABLE, "last sample .* cut"),
     ("truncated", wav(FRAME, size=400), UNREADABLE, "truncated"),
     ("zero channels", wav(FRAME, wav_format(channels=0)), SHAPE, "no channels"),
-    ("many channels", wav(bytes(18), wav_format(channels=9, bits=16)), SHAPE, "9 channels; at most 8"),
+    ("many channels", wav(bytes(18), wav_format(channels=9, bits=16)), CHANNELS, "9 channels; at most 8"),
     ("zero bits", wav(FRAME, wav_format(bits=0)), DTYPE, "not 0 bits"),
     ("12 bits", wav(FRAME, wav_format(bits=12)), DTYPE, "not 12 bits"),
     ("64-bit integers", wav(bytes(16), wav_format(bits=64)), DTYPE, "not 64 bits of type 1"),

@@ -78,7 +78,7 @@ async def test_the_option_goes_before_the_file(pool: MediaPool) -> None:
         (series_job(npy(wave())[:-1]), InvalidArgument, "SERIES_UNREADABLE", "media"),
         (series_job(b"1\n2\nthree\n"), InvalidArgument, "SERIES_VALUE", "media"),
         (series_job(b"1\n2\n3\n4\n"), InvalidArgument, "SERIES_TOO_SHORT", "media"),
-        (series_job(npy(np.zeros((9, 1025)))), InvalidArgument, "SERIES_SHAPE", "media"),
+        (series_job(npy(np.zeros((9, 1025)))), InvalidArgument, "SERIES_CHANNELS", "media"),
         (
             series_job(npy(wave()), limits=ServerLimits(max_series_samples=1199)),
             ResourceExhausted,
