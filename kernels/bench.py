@@ -1,4 +1,4 @@
-"""Times every C++ CPU op beside torch, interleaved, and prints one table.
+"""Times every C++ CPU op beside torch, interleaved, and prints one table; "fixed" is cpp in the batch-invariant mode.
 
     python kernels/bench.py [--threads 1] [--rounds 20]
 
@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tessera_kernels import cpu, gated_delta, ops, reference, reference_gated_delta
+from tessera_kernels import cpu, gated_delta, invariance, ops, reference, reference_gated_delta
 from tessera_kernels.linear import CppWeight, LinearWeight, OneDnnWeight, TorchWeight
 from tessera_kernels.moe import CppExperts, ExpertWeights, TorchExperts
 
@@ -27,9 +27,20 @@ Call = Callable[[], object]
 Case = tuple[str, float, str, dict[str, Call]]  # name, work (1e9 of unit), unit a second, calls by implementation
 
 
+def in_fixed_order(call: Call) -> Call:
+    """Return a call that runs in the batch-invariant mode."""
+
+    def run() -> object:
+        with invariance.using(True):
+            return call()
+
+    return run
+
+
 def linear_cases() -> Iterator[Case]:
     """Weights larger than the caches, so that they are streamed as in a decode step."""
-    for rows, out_features, in_features in ((1, 32768, 1024), (8, 32768, 1024), (271, 6144, 1024), (784, 3072, 768)):
+    few = [(rows, 32768, 1024) for rows in (1, 4, 8)]
+    for rows, out_features, in_features in (*few, (271, 6144, 1024), (784, 3072, 768)):
         x, weight = torch.randn(rows, in_features), torch.randn(out_features, in_features)
         kinds: dict[str, type[LinearWeight]] = {"torch": TorchWeight, "onednn": OneDnnWeight, "cpp": CppWeight}
         calls: dict[str, Call] = {}
@@ -38,14 +49,15 @@ def linear_cases() -> Iterator[Case]:
             made.write_rows(0, weight)
             made.seal()
             calls[name] = lambda made=made, x=x: made.apply(x)  # type: ignore[misc]
-        few = rows <= 8
-        work = weight.nbytes / 1e9 if few else 2 * rows * weight.numel() / 1e9
-        yield f"linear {rows} x {in_features} -> {out_features}", work, "GB/s" if few else "GFLOP/s", calls
+        calls["fixed"] = in_fixed_order(calls["cpp"])
+        streamed = rows <= 8
+        work = weight.nbytes / 1e9 if streamed else 2 * rows * weight.numel() / 1e9
+        yield f"linear {rows} x {in_features} -> {out_features}", work, "GB/s" if streamed else "GFLOP/s", calls
 
 
 def attention_cases() -> Iterator[Case]:
     """Decodes of one and eight sequences, a prompt's prefill, and a picture's attention."""
-    for sequences, query_len, kv_len in ((1, 1, 335), (8, 1, 335), (1, 271, 271), (1, 1, 4096)):
+    for sequences, query_len, kv_len in ((1, 1, 335), (4, 1, 335), (8, 1, 335), (1, 271, 271), (1, 1, 4096)):
         width = -(-kv_len // 16)
         caches = [torch.randn(sequences * width, 8, 16, 128) for _ in range(2)]
         tables = torch.randperm(sequences * width).view(sequences, width).int()
@@ -57,6 +69,7 @@ def attention_cases() -> Iterator[Case]:
         calls: dict[str, Call] = {
             "torch": lambda a=arguments, n=lens: reference.paged_attention(*a, *n, 0.09),  # type: ignore[misc]
             "cpp": lambda a=arguments, s=start, k=lengths: cpu.paged_attention(*a, s, k, 0.09),  # type: ignore[misc]
+            "fixed": lambda a=arguments, s=start, k=lengths: cpu.paged_attention(*a, s, k, 0.09, True),  # type: ignore[misc]
         }
         read = sequences * kv_len * 8 * 128 * 2 * 4 / 1e9
         yield f"paged attention {sequences} x {query_len} over {kv_len}", read, "GB/s", calls
@@ -85,6 +98,7 @@ def expert_cases() -> Iterator[Case]:
             name: lambda store=store, a=arguments: store.apply(*a)  # type: ignore[misc]
             for name, store in stores.items()
         }
+        calls["fixed"] = in_fixed_order(calls["cpp"])
         numbers = 3 * hidden * inner
         few = rows <= 4
         work = chosen.unique().numel() * numbers * 4 / 1e9 if few else 2 * rows * choices * numbers / 1e9

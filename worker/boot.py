@@ -17,6 +17,7 @@ from tessera.checkpoint import resolve_model_dir
 from tessera.errors import FailedPrecondition
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
+from tessera_kernels import invariance
 from worker.engine.engine import Engine
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.sequence import SequenceGroup, SequenceItem, TokenSpan
@@ -37,13 +38,17 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
     """Load the model, size and allocate the caches, run a first step; return the engine and the model's directory.
 
     Raises:
-        ServeError: there is no such model.
+        ServeError: there is no such model, or --batch-invariant cannot hold.
         CheckpointError: the checkpoint cannot be served.
         SizingError: the limits do not fit.
     """
     start = time.monotonic()
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     device = pick_device(settings.device)
+    invariance.switch(settings.batch_invariant)
+    if settings.batch_invariant:
+        dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+        refuse_variance(invariance.obstacle(dtype, device))
     if not Path(settings.model).is_dir():
         report("downloading", 0.0)
     model_dir = resolve_model_dir(settings.model)
@@ -55,6 +60,8 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
         disable_vision_encoder=settings.disable_vision_encoder,
         progress=lambda share: report("loading", share),
     )
+    if settings.batch_invariant:
+        refuse_variance(invariance.head_obstacle(model.head_dim))
     loaded = time.monotonic()
     config = size_engine(model, engine_options(settings), free_bytes(model.device))
     engine = Engine(config, model)
@@ -67,6 +74,7 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
         device=str(model.device),
         dtype=model.info.dtype,
         threads=torch.get_num_threads(),
+        batch_invariant=settings.batch_invariant,
         weight_bytes=model.weight_bytes,
         kv_cache_bytes=engine.runner.kv_cache.size_bytes,
         num_blocks=config.num_blocks,
@@ -93,6 +101,18 @@ def pick_device(name: str) -> torch.device:
             reason="NO_GPU",
         )
     return torch.device("cuda", 0) if name == "cuda" else torch.device(name)
+
+
+def refuse_variance(obstacle: str | None) -> None:
+    """Refuse to start where something is in the way of --batch-invariant.
+
+    Raises:
+        FailedPrecondition: with what it is.
+    """
+    if obstacle is not None:
+        raise FailedPrecondition(
+            f"--batch-invariant cannot hold here: {obstacle}.", reason="BATCH_INVARIANCE_UNAVAILABLE"
+        )
 
 
 def engine_options(settings: WorkerSettings) -> EngineOptions:

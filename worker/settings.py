@@ -28,6 +28,13 @@ class WorkerSettings:
         },
     )
     threads: int = field(default=0, metadata={"help": "threads of the arithmetic on the CPU; 0 = all cores"})
+    batch_invariant: bool = field(
+        default=False,
+        metadata={
+            "help": "an answer's bits depend on its own request alone: not on what runs beside it, on chunks, caches, "
+            "preemptions or --threads; float32 on the CPU, with the C++ library built, or the worker refuses to start"
+        },
+    )
     disable_vision_encoder: bool = field(
         default=False, metadata={"help": "leave the vision weights unread and refuse images and clips"}
     )

@@ -7,6 +7,8 @@ Next: kernels/tessera_kernels/ops.py
 
 import torch
 
+from tessera_kernels import invariance
+
 _A = -0.75  # of the cubic kernel, as in torch's grid_sample (its antialiased image resize has -0.5)
 
 
@@ -26,7 +28,8 @@ def interpolate_positions_bicubic(table: torch.Tensor, height: int, width: int, 
     side = round(table.shape[0] ** 0.5)
     rows, columns = (cubic_weights(size, side).to(table.device) for size in (height, width))
     square = table.float().view(side, -1)  # (side, side * hidden)
-    raster = columns @ (rows @ square).view(height, side, -1)  # (height, width, hidden)
+    with invariance.one_thread():
+        raster = columns @ (rows @ square).view(height, side, -1)  # (height, width, hidden)
     blocks = raster.view(height // merge, merge, width // merge, merge, -1).transpose(1, 2)
     return blocks.reshape(height * width, -1).to(table.dtype)
 

@@ -69,15 +69,23 @@ def read_rows(packed: torch.Tensor, ids: torch.Tensor, in_features: int) -> torc
 
 
 def linear(
-    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, out_features: int, activation: int
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_features: int,
+    activation: int,
+    fixed_order: bool = False,
 ) -> torch.Tensor:
-    """Multiply by a packed weight. x: (n, in_features); activation: 0 none, 1 gelu_tanh, 2 swiglu."""
+    """Multiply by a packed weight. x: (n, in_features); activation: 0 none, 1 gelu_tanh, 2 swiglu.
+
+    With `fixed_order` a row's sums are taken in the same order however many rows there are.
+    """
     assert x.dtype is torch.float32 and x.is_contiguous()
     rows, in_features = x.shape
     out = torch.empty(rows, out_features // 2 if activation == 2 else out_features)
     native().tessera_linear(
         x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(), rows, in_features,
-        out_features, activation, torch.get_num_threads(),
+        out_features, activation, fixed_order, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -182,8 +190,12 @@ def paged_attention(
     query_start: torch.Tensor,
     context_lens: torch.Tensor,
     scale: float,
+    fixed_order: bool = False,
 ) -> torch.Tensor:
-    """See `reference.paged_attention`; lengths as int32 tensors."""
+    """See `reference.paged_attention`; lengths as int32 tensors.
+
+    With `fixed_order` a token's sums are taken in an order that depends on its place in the sequence alone.
+    """
     tokens, heads, head_dim = query.shape
     assert query.stride(1) == head_dim and key_cache.is_contiguous() and block_tables.is_contiguous()
     assert block_tables.dtype is query_start.dtype is context_lens.dtype is torch.int32
@@ -191,19 +203,22 @@ def paged_attention(
     native().tessera_paged_attention(
         query.data_ptr(), query.stride(0), out.data_ptr(), key_cache.data_ptr(), value_cache.data_ptr(),
         block_tables.data_ptr(), block_tables.shape[1], query_start.data_ptr(), context_lens.data_ptr(),
-        context_lens.shape[0], heads, key_cache.shape[1], head_dim, key_cache.shape[2], scale, torch.get_num_threads(),
+        context_lens.shape[0], heads, key_cache.shape[1], head_dim, key_cache.shape[2], scale, fixed_order,
+        torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
-def segment_attention(qkv: torch.Tensor, segment_lens: Sequence[int], scale: float) -> torch.Tensor:
-    """See `reference.segment_attention`."""
+def segment_attention(
+    qkv: torch.Tensor, segment_lens: Sequence[int], scale: float, causal: bool = False
+) -> torch.Tensor:
+    """See `reference.segment_attention`; heads of whole vectors."""
     assert qkv.is_contiguous()
     rows, _, heads, head_dim = qkv.shape
     starts = torch.tensor([0, *segment_lens]).cumsum(0)
     out = torch.empty(rows, heads, head_dim)
     native().tessera_segment_attention(
         qkv.data_ptr(), out.data_ptr(), starts.data_ptr(), len(segment_lens), heads, head_dim, scale,
-        torch.get_num_threads(),
+        causal, torch.get_num_threads(),
     )  # fmt: skip
     return out

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-INTERFACE = 2  # tessera_interface() in csrc/cpu/pointwise.cpp
+INTERFACE = 3  # tessera_interface() in csrc/cpu/pointwise.cpp
 LIBRARY_DIR = Path(__file__).resolve().parent / "lib"
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
     "tessera_pack_rows": [_POINTER, _LONG, _LONG, _LONG, _LONG, _INT, _POINTER, _INT],
     "tessera_read_rows": [_POINTER, _POINTER, _LONG, _LONG, _POINTER],
-    "tessera_linear": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _INT, _INT],
+    "tessera_linear": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _INT, _INT, _INT],
     "tessera_centred_patches": [
         _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _FLOAT, _INT,
     ],
@@ -32,11 +32,11 @@ _SIGNATURES = {
     ],
     "tessera_paged_attention": [
         _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG,
-        _LONG, _FLOAT, _INT,
+        _LONG, _FLOAT, _INT, _INT,
     ],
-    "tessera_segment_attention": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _FLOAT, _INT],
+    "tessera_segment_attention": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _FLOAT, _INT, _INT],
     "tessera_experts": [
-        _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _INT,
+        _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _INT, _INT,
     ],
     "tessera_causal_conv": [
         _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _INT,

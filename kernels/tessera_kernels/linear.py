@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from tessera_kernels import cpu, reference
+from tessera_kernels import cpu, invariance, reference
 from tessera_kernels.memory import Arena
 
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "swiglu")
@@ -153,8 +153,9 @@ class CppWeight(LinearWeight):
         pack_matrix(rows, start, self.out_features, self._gated, self._packed)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        out = cpu.linear(x, self._packed, self.bias, self.out_features, self._CODES[self.activation])
-        return F.gelu(out) if self.activation == "gelu" else out
+        code, fixed_order = self._CODES[self.activation], invariance.enabled()
+        out = cpu.linear(x, self._packed, self.bias, self.out_features, code, fixed_order)
+        return invariance.elementwise(F.gelu, out) if self.activation == "gelu" else out
 
     def read_rows(self, ids: torch.Tensor) -> torch.Tensor:
         assert not self._gated

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 
-from tessera_kernels import cpu, reference
+from tessera_kernels import cpu, invariance, reference
 from tessera_kernels.linear import ARENA, PANEL, pack_matrix
 
 
@@ -120,7 +120,7 @@ class CppExperts(ExpertWeights):
         cpu.native().tessera_experts(
             x.data_ptr(), experts.data_ptr(), weights.data_ptr(), self._gate_up.data_ptr(), self._down.data_ptr(),
             out.data_ptr(), x.shape[0], experts.shape[1], self.num_experts, self.hidden_size, self.inner_size,
-            torch.get_num_threads(),
+            invariance.enabled(), torch.get_num_threads(),
         )  # fmt: skip
         return out
 

@@ -13,8 +13,9 @@ Next: kernels/tessera_kernels/reference.py
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
-from tessera_kernels import bicubic, cpu, gated_delta, linear, moe, reference, reference_gated_delta
+from tessera_kernels import bicubic, cpu, gated_delta, invariance, linear, moe, reference, reference_gated_delta
 from tessera_kernels.linear import LinearWeight
 from tessera_kernels.moe import ExpertWeights
 from tessera_kernels.reference_gated_delta import Sequences
@@ -175,23 +176,33 @@ def paged_attention(
         (n, num_heads, head_dim).
     """
     if cpu.serves_heads(query, query.shape[2]):
-        return cpu.paged_attention(query, key_cache, value_cache, block_tables, query_start, context_lens, scale)
+        return cpu.paged_attention(
+            query, key_cache, value_cache, block_tables, query_start, context_lens, scale, invariance.enabled()
+        )
     return reference.paged_attention(query, key_cache, value_cache, block_tables, query_lens, kv_lens, scale)
 
 
-def segment_attention(qkv: torch.Tensor, segment_lens: Sequence[int], scale: float) -> torch.Tensor:
-    """Return attention without a mask inside each segment.
+def segment_attention(
+    qkv: torch.Tensor, segment_lens: Sequence[int], scale: float, causal: bool = False
+) -> torch.Tensor:
+    """Return attention inside each segment.
 
     Args:
         qkv: (n, 3, heads, dim), segments one after the other.
         segment_lens: rows of each segment.
         scale: of the scores.
+        causal: whether a row sees only those before it and itself.
 
     Returns:
         (n, heads, dim).
     """
-    implementation = cpu if cpu.serves_heads(qkv, qkv.shape[3]) else reference
-    return implementation.segment_attention(qkv, segment_lens, scale)
+    head_dim = qkv.shape[3]
+    if invariance.enabled() and head_dim % cpu.lanes():
+        # Zeros add nothing to a score, and give columns that are cut off again.
+        padded = F.pad(qkv, (0, -head_dim % cpu.lanes()))
+        return cpu.segment_attention(padded, segment_lens, scale, causal)[..., :head_dim].contiguous()
+    implementation = cpu if cpu.serves_heads(qkv, head_dim) else reference
+    return implementation.segment_attention(qkv, segment_lens, scale, causal)
 
 
 def causal_conv(x: torch.Tensor, weight: torch.Tensor, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:

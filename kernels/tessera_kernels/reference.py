@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from tessera_kernels import invariance
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Return x / rms(x) * weight over the last axis. x: (..., hidden), weight: (hidden,)."""
@@ -65,7 +67,7 @@ def rotary_table(positions: torch.Tensor, inv_freq: torch.Tensor, axes: torch.Te
         Two fp32 (n, half).
     """
     angles = positions.t()[:, axes].float() * inv_freq
-    return angles.cos(), angles.sin()
+    return invariance.elementwise(torch.cos, angles), invariance.elementwise(torch.sin, angles)
 
 
 def rotate_half(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -181,13 +183,16 @@ def _causal_tail_attention(query: torch.Tensor, key: torch.Tensor, value: torch.
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
 
 
-def segment_attention(qkv: torch.Tensor, segment_lens: Sequence[int], scale: float) -> torch.Tensor:
-    """Return attention without a mask inside each segment.
+def segment_attention(
+    qkv: torch.Tensor, segment_lens: Sequence[int], scale: float, causal: bool = False
+) -> torch.Tensor:
+    """Return attention inside each segment.
 
     Args:
         qkv: (n, 3, heads, dim), segments one after the other.
         segment_lens: rows of each segment.
         scale: of the scores.
+        causal: whether a row sees only those before it and itself.
 
     Returns:
         (n, heads, dim).
@@ -196,7 +201,7 @@ def segment_attention(qkv: torch.Tensor, segment_lens: Sequence[int], scale: flo
     for length, count, start in _equal_runs(segment_lens):
         rows = qkv[start : start + length * count].unflatten(0, (count, length))
         query, key, value = rows.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from tessera_kernels import invariance
 from worker.engine.noise import gumbel, row_key
 from worker.engine.output import Logprob, TokenLogprob
 from worker.engine.penalties import apply_penalties
@@ -86,7 +87,8 @@ def _draw(scores: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
     temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=scores.device)
     # The largest score becomes 0, so that a tiny temperature overflows to -inf alone.
     scaled = (scores - scores.amax(dim=-1, keepdim=True)) / temperature[:, None]
-    least = _thresholds(scaled, params) if any(p.has_filter for p in params) else None
+    with invariance.one_thread():  # torch shares the sum of a single row out to threads, of several it does not
+        least = _thresholds(scaled, params) if any(p.has_filter for p in params) else None
     keys = [row_key(s.params.seed, s.choice, s.num_tokens) for s in sequences]
     return _race(scaled, keys, least)
 

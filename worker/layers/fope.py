@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tessera_kernels import ops
+from tessera_kernels import invariance, ops
 from worker.layers.attention import Attention, AttentionShape, AttentionStep
 from worker.layers.linear import Linear
 from worker.layers.norm import RMSNorm
@@ -69,29 +69,34 @@ class FourierTable:
     def __init__(self, source: WeightSource, shape: FourierShape) -> None:
         self.shape = shape
         self.inv_freq = inverse_frequencies(shape.theta, shape.head_dim, source.device)[: shape.num_frequencies]
-        self.coefficients: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.mixing: tuple[ops.LinearWeight, ops.LinearWeight] | None = None
         if shape.mixed:
-            stored = (shape.num_kv_heads,) * shape.per_head + (shape.num_frequencies,) * 2
-            cos, sin = (source.tensor(name, stored, torch.float32) for name in ("cos_coef", "sin_coef"))
-            self.coefficients = cos, sin
+            self.mixing = self._load(source, "cos_coef"), self._load(source, "sin_coef")
+
+    def _load(self, source: WeightSource, name: str) -> ops.LinearWeight:
+        """Return coefficients ([heads,] kept, kept) as a linear layer from `kept` to all heads' `kept` side by side."""
+        kept, heads = self.shape.num_frequencies, self.shape.num_kv_heads if self.shape.per_head else 1
+        stored = source.mapped(name, (heads,) * self.shape.per_head + (kept, kept))
+        weight = ops.linear.create(heads * kept, kept, torch.float32, source.device)
+        weight.write_rows(0, stored.view(heads, kept, kept).transpose(1, 2).reshape(heads * kept, kept))
+        weight.seal()
+        return weight
 
     def __call__(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions, int64 (3, n) with equal rows, to cos, sin: fp32 (n * num_kv_heads, head_dim / 2)."""
         angles = positions[0].float()[:, None] * self.inv_freq
-        cos, sin = angles.cos(), angles.sin()
-        if self.coefficients is not None:
-            cos, sin = (self._mix(table, weights) for table, weights in zip((cos, sin), self.coefficients, strict=True))
+        cos, sin = invariance.elementwise(torch.cos, angles), invariance.elementwise(torch.sin, angles)
+        if self.mixing is not None:
+            cos, sin = (weight.apply(table) for table, weight in zip((cos, sin), self.mixing, strict=True))
         return self._complete(cos), self._complete(sin)
 
-    def _mix(self, table: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-        """table: (n, kept), coefficients: ([heads,] kept, kept) -> (n, [heads,] kept)."""
-        return torch.einsum("tf,hfg->thg", table, coefficients) if self.shape.per_head else table @ coefficients
-
     def _complete(self, table: torch.Tensor) -> torch.Tensor:
-        """Give every KV head a table, and every frequency that was dropped a one, in cosine and sine alike."""
+        """Give every KV head a table, and every frequency that was dropped a one, in cosine and sine alike.
+
+        table: (n, kept) where heads share it, else (n, heads * kept) -> (n * heads, half).
+        """
         heads, half = self.shape.num_kv_heads, self.shape.head_dim // 2
-        if table.dim() == 2:
-            table = table[:, None].expand(-1, heads, -1)
+        table = table.view(table.shape[0], -1, self.shape.num_frequencies)
         full = table.new_ones(table.shape[0], heads, half)
         full[..., : table.shape[-1]] = table
         return full.view(-1, half)

@@ -5,7 +5,7 @@ Next: worker/layers/attention.py
 
 import torch
 
-from tessera_kernels import ops
+from tessera_kernels import invariance, ops
 from worker.layers.attention import Attention, AttentionShape, AttentionStep
 from worker.layers.linear import Linear
 from worker.layers.norm import RMSNorm
@@ -55,4 +55,4 @@ class GatedAttention(Attention):
         gate = qkv[:, -attended.shape[1] :]
         if keep is not None:
             attended, gate = attended[keep], gate[keep]
-        return self.out(attended.mul_(gate.sigmoid()))
+        return self.out(attended.mul_(invariance.elementwise(torch.sigmoid, gate)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tessera_kernels import ops
+from tessera_kernels import invariance, ops
 from worker.layers.experts import load_experts
 from worker.layers.linear import Linear
 from worker.layers.mlp import SwiGluMlp
@@ -80,7 +80,7 @@ def sigmoid_group_topk(
         normalise: whether the weights are scaled to sum to 1 before `scale`, `norm_topk_prob`.
         scale: of all weights, `routed_scaling_factor`.
     """
-    scores = logits.sigmoid()
+    scores = invariance.elementwise(torch.sigmoid, logits)
     choice = scores + bias
     if top_groups < num_groups:
         groups = choice.unflatten(1, (num_groups, choice.shape[1] // num_groups))
@@ -181,7 +181,9 @@ class MoeMlp:
         if self.shared is None:
             return out
         shared = self.shared(x)
-        return out + shared if self.shared_gate is None else out.addcmul_(shared, self.shared_gate(x).sigmoid())
+        if self.shared_gate is None:
+            return out + shared
+        return out.addcmul_(shared, invariance.elementwise(torch.sigmoid, self.shared_gate(x)))
 
     @property
     def size_bytes(self) -> int:

@@ -150,8 +150,9 @@ void score_few(const float* query, const Span& span, long head_dim, float* score
   }
 }
 
-// scores -> weights that sum to one; `padded` floats may be written.
-void softmax(float* scores, long count, long padded) {
+// scores -> weights that sum to one; zero from `count` to `whole`, which is a multiple of a vector.
+void softmax(float* scores, long count, long whole) {
+  const long padded = (count + kLanes - 1) / kLanes * kLanes;
   for (long i = count; i < padded; ++i) scores[i] = kMasked;
   vfloat most = splat(kMasked);
   for (long i = 0; i < padded; i += kLanes) most = vmax(most, load(scores + i));
@@ -165,6 +166,7 @@ void softmax(float* scores, long count, long padded) {
   }
   const float factor = 1.0f / hsum(sum);
   for (long i = 0; i < padded; i += kLanes) store(scores + i, load(scores + i) * factor);
+  std::fill(scores + count, scores + whole, 0.0f);
 }
 
 // Query rows [first, first + kRows) of several neighbouring key/value heads over all their keys: row r sees keys
@@ -172,6 +174,7 @@ void softmax(float* scores, long count, long padded) {
 template <int kRows>
 void attend_few(const QueryRows& rows, long first, const PagedHead& head, int heads, long kv_len, long hidden_from,
                 float scale) {
+  kv_len = std::min(kv_len, hidden_from + (first + kRows - 1) / rows.group);
   const long dim = rows.head_dim, padded = (kv_len + kLanes - 1) / kLanes * kLanes;
   float* query = scratch(heads * kRows * (2 * dim + padded));
   float *sums = query + heads * kRows * dim, *scores = sums + heads * kRows * dim;
@@ -334,12 +337,13 @@ TESSERA_EXPORT void tessera_store_kv(const float* key, const float* value, long 
 //
 // query: (tokens, heads, head_dim) with query_stride floats from token to token. out: (tokens, heads, head_dim).
 // block_tables: (sequences, max_blocks). query_start: (sequences + 1,). kv_lens: (sequences,), new tokens counted.
-// head_dim: a multiple of the vector's lanes.
+// head_dim: a multiple of the vector's lanes. fixed_order: what a token gets depends on its own keys alone, not on how
+// many tokens of its sequence come with it; then all of them go the way of a few.
 TESSERA_EXPORT void tessera_paged_attention(const float* query, long query_stride, float* out, const float* key_cache,
                                             const float* value_cache, const int32_t* block_tables, long max_blocks,
                                             const int32_t* query_start, const int32_t* kv_lens, long sequences,
                                             long heads, long kv_heads, long head_dim, long block_size, float scale,
-                                            int threads) {
+                                            int fixed_order, int threads) {
   const long group = heads / kv_heads;
   thread_local std::vector<Work> work;
   work.clear();
@@ -347,7 +351,7 @@ TESSERA_EXPORT void tessera_paged_attention(const float* query, long query_strid
   for (long s = 0; s < sequences; ++s) {
     const long rows = (query_start[s + 1] - query_start[s]) * group;
     const bool few = rows == group || rows <= kFewRows;
-    const long step = few ? kFewRows : kTileColumns, heads_step = few ? few_heads : 1;
+    const long step = few || fixed_order ? kFewRows : kTileColumns, heads_step = few ? few_heads : 1;
     for (long head = 0; head < kv_heads; head += heads_step)
       for (long first = 0; first < rows; first += step)
         work.push_back({s, head, std::min(heads_step, kv_heads - head), first, std::min(step, rows - first)});
@@ -371,10 +375,11 @@ TESSERA_EXPORT void tessera_paged_attention(const float* query, long query_strid
   }
 }
 
-// Attention without a mask inside each segment. qkv: (rows, 3, heads, head_dim). starts: (segments + 1,).
+// Attention inside each segment: of each row to all, or (causal) to those before it and itself. A segment's sums are
+// taken in an order that is its own. qkv: (rows, 3, heads, head_dim). starts: (segments + 1,).
 // out: (rows, heads, head_dim). head_dim: a multiple of the vector's lanes.
 TESSERA_EXPORT void tessera_segment_attention(const float* qkv, float* out, const int64_t* starts, long segments,
-                                              long heads, long head_dim, float scale, int threads) {
+                                              long heads, long head_dim, float scale, int causal, int threads) {
   const long width = heads * head_dim;
   thread_local std::vector<Work> work;
   work.clear();
@@ -390,6 +395,6 @@ TESSERA_EXPORT void tessera_segment_attention(const float* qkv, float* out, cons
     const float* base = qkv + start * 3 * width + item.head * head_dim;
     const StridedHead head{base + width, base + 2 * width, 3 * width};
     const QueryRows rows{base, out + start * width + item.head * head_dim, 3 * width, width, 1, head_dim};
-    attend_many(rows, item.first, int(item.count), head, length, -1, scale);
+    attend_many(rows, item.first, int(item.count), head, length, causal ? 1 : -1, scale);
   }
 }

@@ -72,9 +72,10 @@ TESSERA_EXPORT void tessera_read_rows(const float* packed, const int64_t* ids, l
 // out = activation(x * weight^T + bias).
 //
 // x: (rows, in_features). packed: see above. bias: (out_features,) or null, never with a gated activation.
-// out: (rows, out_features), or half as many columns with the gated one.
+// out: (rows, out_features), or half as many columns with the gated one. fixed_order: see multiply_panels.
 TESSERA_EXPORT void tessera_linear(const float* x, const float* packed, const float* bias, float* out, long rows,
-                                   long in_features, long out_features, int activation, int threads) {
+                                   long in_features, long out_features, int activation, int fixed_order,
+                                   int threads) {
   const bool gated = activation == kSwiGlu;
   const long columns = gated ? out_features / 2 : out_features;
   const long panels = (columns + kPanel - 1) / kPanel * (gated ? 2 : 1);
@@ -100,7 +101,8 @@ TESSERA_EXPORT void tessera_linear(const float* x, const float* packed, const fl
 #pragma omp for schedule(dynamic, chunk) nowait
       for (long unit = 0; unit < units; ++unit) {
         const int here = int(std::min(2L, panels - 2 * unit));
-        multiply_panels<false>(block, packed + 2 * unit * in_features * kPanel, here, sums.data());
+        const auto multiply = fixed_order ? multiply_panels<true> : multiply_panels<false>;
+        multiply(block, packed + 2 * unit * in_features * kPanel, here, sums.data());
         if (gated) {
           const long column = unit * kPanel;
           finish_gated(sums.data(), count, to + column, columns, columns - column);

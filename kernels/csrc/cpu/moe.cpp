@@ -20,8 +20,9 @@ using namespace tessera;
 constexpr long kTokensAtOnce = 512;  // bounds the workspace; by then experts have rows enough to reuse their weights
 constexpr long kRowsAtOnce = 256;    // rows of one expert that share a task's sums
 
-// A row's sums are independent of how many rows its expert has where that costs 3 % at one row; with AVX2 it is 25 %.
-constexpr bool kFixedOrder = kLanes == kPanel;
+// A row's sums are independent of how many rows its expert has where that costs 3 % at one row; with AVX2 it is 25 %,
+// which is paid only when it is asked for.
+constexpr bool kAlwaysFixed = kLanes == kPanel;
 
 // Some rows of one expert: sorted rows [first, first + count).
 struct Group {
@@ -61,11 +62,11 @@ struct Plan {
 struct Projection {
   const float* packed;
   long depth, panels, columns;  // columns: of the output
-  bool gated;
+  bool gated, fixed_order;
 
-  Projection(const float* packed, long depth, long columns, bool gated)
+  Projection(const float* packed, long depth, long columns, bool gated, bool fixed_order)
       : packed(packed), depth(depth), panels((columns + kPanel - 1) / kPanel * (gated ? 2 : 1)), columns(columns),
-        gated(gated) {}
+        gated(gated), fixed_order(fixed_order) {}
 
   long units() const { return (panels + 1) / 2; }
 
@@ -73,7 +74,8 @@ struct Projection {
   void multiply(const Group& group, long unit, float* rows, float* sums, float* out) const {
     const PackedRows x(group.count, depth, rows + group.first * depth);
     const int here = int(std::min(2L, panels - 2 * unit));
-    multiply_panels<kFixedOrder>(x, packed + (group.expert * panels + 2 * unit) * depth * kPanel, here, sums);
+    const auto multiply = kAlwaysFixed || fixed_order ? multiply_panels<true> : multiply_panels<false>;
+    multiply(x, packed + (group.expert * panels + 2 * unit) * depth * kPanel, here, sums);
     float* to = out + group.first * columns;
     if (gated) return finish_gated(sums, group.count, to + unit * kPanel, columns, columns - unit * kPanel);
     for (int panel = 0; panel < here; ++panel) {
@@ -124,10 +126,11 @@ void grow(std::vector<float>& to, size_t size) {
 //
 // x, out: (tokens, hidden). experts, weights: (tokens, choices), experts in [0, num_experts). gate_up: for each expert
 // the packed (2 * inner, hidden) weight with panels of gate and up alternating. down: likewise (hidden, inner).
+// fixed_order: see multiply_panels.
 TESSERA_EXPORT void tessera_experts(const float* x, const int64_t* experts, const float* weights, const float* gate_up,
                                     const float* down, float* out, long tokens, long choices, long num_experts,
-                                    long hidden, long inner, int threads) {
-  const Projection in(gate_up, hidden, inner, true), back(down, inner, hidden, false);
+                                    long hidden, long inner, int fixed_order, int threads) {
+  const Projection in(gate_up, hidden, inner, true, fixed_order), back(down, inner, hidden, false, fixed_order);
   thread_local Plan plan;
   thread_local std::vector<float> packed, middle, answers;  // grow to the largest call, then stay
   for (long first = 0; first < tokens; first += kTokensAtOnce) {

@@ -45,6 +45,35 @@ struct PackedRows {
   }
 };
 
+// Two panels at once for one or two rows, each sum one chain over k: what `tile` does with kFixedOrder, but with twice
+// as many chains under way, where a vector is half a panel and two of them would wait for their additions.
+template <int MR>
+static inline void tile_pair(Packed a, const float* b0, const float* b1, long depth, float* c0, float* c1,
+                             bool accumulate) {
+  constexpr int kVectors = kPanel / kLanes;
+  vfloat sum[MR][2][kVectors] = {};
+  for (long k = 0; k < depth; ++k) {
+    __builtin_prefetch(b0 + k * kPanel + kAhead);
+    __builtin_prefetch(b1 + k * kPanel + kAhead);
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const vfloat left = load(b0 + k * kPanel + v * kLanes), right = load(b1 + k * kPanel + v * kLanes);
+#pragma GCC unroll 2
+      for (int row = 0; row < MR; ++row) {
+        const vfloat value = splat(a.template at<MR>(row, k));
+        sum[row][0][v] += value * left;
+        sum[row][1][v] += value * right;
+      }
+    }
+  }
+  for (int row = 0; row < MR; ++row)
+    for (int v = 0; v < kVectors; ++v) {
+      float *to0 = c0 + row * kPanel + v * kLanes, *to1 = c1 + row * kPanel + v * kLanes;
+      store(to0, accumulate ? load(to0) + sum[row][0][v] : sum[row][0][v]);
+      store(to1, accumulate ? load(to1) + sum[row][1][v] : sum[row][1][v]);
+    }
+}
+
 // sums[half][row][16] = x times the panels at `weight` (one or two).
 //
 // kFixedOrder: a row's sums are taken in the same order however many rows there are; else in whichever is fastest.
@@ -62,6 +91,9 @@ static inline void multiply_panels(const PackedRows& x, const float* weight, int
         run_tile<kAhead, kFixedOrder>(x.height(block), x.at(block, k), b0, b1, kPanel, count, c, c + half, kPanel,
                                       k > 0);
       }
+    } else if (kFixedOrder && panels == 2 && x.rows <= 2) {
+      const float* b = weight + k * kPanel;
+      (x.rows == 1 ? tile_pair<1> : tile_pair<2>)(x.at(0, k), b, b + depth * kPanel, count, sums, sums + half, k > 0);
     } else {
       for (int panel = 0; panel < panels; ++panel) {
         const float* b = weight + (panel * depth + k) * kPanel;

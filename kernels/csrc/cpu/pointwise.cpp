@@ -93,7 +93,7 @@ TESSERA_EXPORT void tessera_qk_norm_rope(float* qkv, long stride, const float* q
 }
 
 // Number of the C interface; tessera_kernels/library.py loads no other.
-TESSERA_EXPORT int tessera_interface() { return 2; }
+TESSERA_EXPORT int tessera_interface() { return 3; }
 
 // Floats of a vector: head sizes of the attention ops are multiples of it.
 TESSERA_EXPORT int tessera_lanes() { return tessera::kLanes; }
