@@ -4,7 +4,7 @@ Media are fetched and processed item by item, at once, without looking at the
 prompt; the processor then puts the items into it. Chat, Generate and Prepare
 take the same way.
 
-Next: media/fetch.py, media/pool.py, processor/qwen3_vl.py; then answer.py.
+Next: media/fetch.py, media/pool.py, processor/multimodal.py; then answer.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gateway.media.fetch import MediaFetcher
 from gateway.media.item import ProcessedItem
 from gateway.media.options import ServerLimits
 from gateway.media.pool import MediaJob, MediaPool
-from gateway.processor.base import Prompt
 from gateway.processor.cache import ProcessorCache
+from gateway.processor.prompt import Prompt
 from gateway.request import ChatRequest, GenerateRequest, Medium
 from gateway.sampling import fit_max_tokens, resolve_sampling_params
 from gateway.schedule.admission import Ticket
@@ -198,6 +198,10 @@ class Pipeline:
         if item.grid_thw not in (None, held.grid_thw):
             raise InvalidArgument(
                 f"The item of this hash has grid {list(held.grid_thw or ())}.", reason="ITEM_MISMATCH", field="grid_thw"
+            )
+        if item.payload_kind not in (None, held.payload_kind):
+            raise InvalidArgument(
+                f"The item of this hash holds {held.payload_kind}.", reason="ITEM_MISMATCH", field="payload_kind"
             )
         for name in ("sampling_rate_hz", "channels"):
             if getattr(item, name) not in (0, getattr(held, name)):

@@ -11,8 +11,8 @@ from typing import Any
 
 from gateway.media.options import MediaOptions
 from gateway.media.source import MediaSource
-from gateway.processor.base import VideoLayout
 from gateway.processor.messages import ChatMessage
+from gateway.processor.prompt import VideoLayout
 from tessera.items import MultimodalItem
 from tessera.modality import Modality
 from tessera.v1 import types_pb2 as types

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gateway.media.series.formats import series_formats
-from gateway.processor.base import Processor
+from gateway.processor.multimodal import MultimodalProcessor
 from gateway.worker_link import WorkerLink
 from tessera import __version__
 from tessera.errors import FailedPrecondition, NotFound, Unavailable
-from tessera.modality import Modality
+from tessera.modality import VISUAL, Modality
 from tessera.v1 import inference_service_pb2 as pb
 from tessera.v1 import types_pb2 as types
 from tessera.v1 import worker_service_pb2 as worker_pb
@@ -32,8 +32,6 @@ PROGRESS = (
     pb.MODEL_STATE_DOWNLOADING,
     pb.MODEL_STATE_UNAVAILABLE,
 )
-
-VISUAL = frozenset({Modality.IMAGE, Modality.VIDEO})
 
 
 def vision_disabled(field: str) -> FailedPrecondition:
@@ -61,7 +59,7 @@ class ServedModel:
 
     name: str
     fingerprint: str
-    processor: Processor
+    processor: MultimodalProcessor
     links: Sequence[WorkerLink]
     limits: pb.RequestLimits
     resize_backend: str
@@ -155,7 +153,7 @@ class ServedModel:
         return model
 
 
-def default_options(processor: Processor) -> types.MediaOptions:
+def default_options(processor: MultimodalProcessor) -> types.MediaOptions:
     """Return what holds for media where a request is silent; nothing for modalities that the model does not have."""
     options, rules = types.MediaOptions(), processor.rules
     if Modality.IMAGE in processor.modalities:

@@ -26,8 +26,8 @@ from gateway.media.options import ServerLimits
 from gateway.media.pool import MediaPool
 from gateway.media.process import ProcessLimits
 from gateway.pipeline import Pipeline
-from gateway.processor.base import Processor
 from gateway.processor.cache import ProcessorCache
+from gateway.processor.multimodal import MultimodalProcessor
 from gateway.processor.registry import load_processor
 from gateway.schedule.admission import Admission
 from gateway.served_model import ServedModel
@@ -118,7 +118,7 @@ class Gateway:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
 
-    def _assemble(self, processor: Processor, model_fingerprint: str) -> InferenceService:
+    def _assemble(self, processor: MultimodalProcessor, model_fingerprint: str) -> InferenceService:
         settings = self._settings
         gateway_id = uuid.uuid4().hex[:12]
         self._links = [
@@ -177,7 +177,7 @@ def model_name(model: str) -> str:
     return parts[-1]
 
 
-def load_model_files(model: str) -> tuple[Path, Processor]:
+def load_model_files(model: str) -> tuple[Path, MultimodalProcessor]:
     """Return the model's directory (fetched where it is a hub name) and its processor.
 
     Raises:
@@ -237,7 +237,7 @@ def make_uploads(settings: GatewaySettings) -> Uploads:
     return Uploads(files, items, settings.max_media_bytes)
 
 
-def request_limits(settings: GatewaySettings, limits: ServerLimits, processor: Processor) -> pb.RequestLimits:
+def request_limits(settings: GatewaySettings, limits: ServerLimits, processor: MultimodalProcessor) -> pb.RequestLimits:
     """Return what GetModel says of limits."""
     rules = processor.rules
     takes_series = Modality.TIME_SERIES in processor.modalities

@@ -25,8 +25,8 @@ from gateway.media.source import (
     SingleSource,
     UploadedId,
 )
-from gateway.processor.base import VideoLayout
 from gateway.processor.messages import ChatMessage, MediaPart, TextPart
+from gateway.processor.prompt import VideoLayout
 from gateway.processor.template_args import template_arguments
 from gateway.request import ChatRequest, GenerateRequest, Medium
 from tessera.errors import InvalidArgument, ServeError, Unimplemented

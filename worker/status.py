@@ -33,6 +33,8 @@ SPECIAL_TOKENS = {
     "time_series": "time_series_token_id",
     "vision_start": "vision_start_token_id",
     "vision_end": "vision_end_token_id",
+    "bos": "bos_token_id",
+    "pad": "pad_token_id",
 }
 
 

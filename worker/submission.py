@@ -13,7 +13,7 @@ import numpy as np
 
 from tessera.errors import FailedPrecondition, InvalidArgument, ServeError, Unimplemented
 from tessera.items import ItemGeometry, MultimodalItem, check_grid, check_no_grid, item_from_proto
-from tessera.modality import Modality
+from tessera.modality import VISUAL, Modality
 from tessera.v1 import types_pb2 as types
 from tessera.v1 import worker_service_pb2 as pb
 from worker.engine.sampling_params import SamplingParams
@@ -23,7 +23,6 @@ from worker.status import geometry_of
 if TYPE_CHECKING:
     from worker.models.base import ModelInfo
 
-VISUAL = (Modality.IMAGE, Modality.VIDEO)
 MAX_CHOICES = 64
 MAX_SALT_BYTES = 1024
 MAX_STOP_TOKENS = 64

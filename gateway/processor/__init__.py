@@ -1,4 +1,4 @@
 """Prompts: chat template, tokens, placeholders.
 
-Next: registry.py, then base.py.
+Next: registry.py, then multimodal.py.
 """

@@ -3,7 +3,7 @@
 An entry is named by the hash of the source and by what was resolved for its own modality: a video option leaves
 the entries of pictures valid. Concurrent requests for one entry share one job.
 
-Next: gateway/processor/base.py
+Next: gateway/processor/prompt.py
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 Text between two special tokens is encoded whole, however many pieces it was put together from: byte-pair merges see
 what they would see in the finished string. Offsets are counted while the ids are laid down, never searched for.
 
-Next: qwen3_vl.py.
+Next: multimodal.py.
 """
 
 from __future__ import annotations

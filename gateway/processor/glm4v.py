@@ -17,64 +17,44 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from gateway.media.rules import Family
-from gateway.processor.base import Prompt, VideoLayout
 from gateway.processor.checkpoint_files import read_json
 from gateway.processor.expansion import PromptBuilder
-from gateway.processor.media_tokens import special_id
 from gateway.processor.multimodal import MultimodalProcessor
+from gateway.processor.prompt import Prompt, VideoLayout
 from gateway.processor.timestamps import first_times
 from gateway.processor.tokenizer import Tokenizer
+from gateway.processor.vision_tokens import VisionTokens
 from tessera.errors import InvalidArgument
 from tessera.items import MultimodalItem, PlaceholderRange
 from tessera.modality import Modality
 
-_SPELLINGS = {
-    "image_start": "<|begin_of_image|>",
-    "image_end": "<|end_of_image|>",
-    "image": "<|image|>",
-    "video": "<|video|>",
-    "video_start": "<|begin_of_video|>",
-    "video_end": "<|end_of_video|>",
-}
-
 
 @dataclass(frozen=True)
-class Glm4vTokens:
+class Glm4vTokens(VisionTokens):
     """Ids of GLM's markers.
 
     Attributes:
-        start: before each run of placeholders.
-        end: after it.
         image: the placeholder, of pictures and of frames; one of it marks a picture.
-        video: marks a clip.
+        video: marks a clip, and fills nothing.
         video_start: before a clip.
         video_end: after it.
     """
 
-    start: int
-    end: int
-    image: int
-    video: int
     video_start: int
     video_end: int
 
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, config: Mapping[str, Any]) -> Glm4vTokens:
-        """Look the markers up, and check them against config.json.
-
-        Raises:
-            FailedPrecondition: one is missing, not special, or another id in config.json.
-        """
-        return cls(*(special_id(tokenizer, config, name, spelling) for name, spelling in _SPELLINGS.items()))
+    spellings: ClassVar[Mapping[str, str]] = {
+        "image_start": "<|begin_of_image|>",
+        "image_end": "<|end_of_image|>",
+        "image": "<|image|>",
+        "video": "<|video|>",
+        "video_start": "<|begin_of_video|>",
+        "video_end": "<|end_of_video|>",
+    }
 
     def fill_of(self, modality: Modality) -> int:
         """Return the picture's placeholder, whatever the modality."""
         return self.image
-
-    @property
-    def markers(self) -> Mapping[int, Modality]:
-        """Modality by marker."""
-        return {self.image: Modality.IMAGE, self.video: Modality.VIDEO}
 
 
 class Glm4vProcessor(MultimodalProcessor):
@@ -89,8 +69,9 @@ class Glm4vProcessor(MultimodalProcessor):
 
         Checkpoints of GLM-4.6V keep the architectures of 4.1V and 4.5V, and name their own processor: its rules hold.
         """
-        family = Glm46VProcessor if names_glm46v(path) else cls
-        return super(Glm4vProcessor, family).from_dir(path, config, architecture)  # type: ignore[return-value]
+        if cls is Glm4vProcessor and names_glm46v(path):
+            return Glm46VProcessor.from_dir(path, config, architecture)  # type: ignore[return-value]
+        return super().from_dir(path, config, architecture)
 
     @classmethod
     def read_tokens(cls, tokenizer: Tokenizer, config: Mapping[str, Any]) -> Glm4vTokens:

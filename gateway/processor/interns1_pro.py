@@ -18,19 +18,19 @@ from typing import Any, Self
 
 import structlog
 
-from gateway.processor.base import VideoLayout
 from gateway.processor.chat_template import RenderedChat
 from gateway.processor.checkpoint_files import read_chat_template
 from gateway.processor.expansion import Piece, PromptBuilder
 from gateway.processor.media_tokens import special_id
 from gateway.processor.messages import ChatMessage, MediaPart, TextPart, check_messages
-from gateway.processor.multimodal import TEXT_GEOMETRY, VISUAL
+from gateway.processor.multimodal import TEXT_GEOMETRY
+from gateway.processor.prompt import VideoLayout
 from gateway.processor.qwen3_vl import Qwen3VLProcessor
 from gateway.processor.tokenizer import Tokenizer
 from gateway.processor.vision_tokens import VisionTokens
 from tessera.errors import FailedPrecondition
 from tessera.items import ItemGeometry, MultimodalItem, PlaceholderRange, series_tokens
-from tessera.modality import Modality
+from tessera.modality import VISUAL, Modality
 
 log = structlog.get_logger(__name__)
 

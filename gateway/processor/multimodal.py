@@ -15,25 +15,26 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from gateway.media.rules import Family, MediaRules
-from gateway.processor.base import Prompt, VideoLayout
 from gateway.processor.chat_template import ChatTemplate, RenderedChat
 from gateway.processor.checkpoint_files import read_geometry, read_media_configs
 from gateway.processor.expansion import Marker, Piece, PromptBuilder, mark_ids, mark_pieces, match_markers
 from gateway.processor.media_tokens import MediaTokens, NoMediaTokens
 from gateway.processor.messages import ChatMessage, check_messages, media_parts
+from gateway.processor.prompt import Prompt, VideoLayout
 from gateway.processor.ranges import check_ranges
 from gateway.processor.tokenizer import Tokenizer
 from tessera.errors import FailedPrecondition, InvalidArgument, ServeError, Unimplemented
 from tessera.items import ItemGeometry, MultimodalItem, PlaceholderRange, check_grid
-from tessera.modality import Modality
+from tessera.modality import VISUAL, Modality
 
-VISUAL = frozenset({Modality.IMAGE, Modality.VIDEO})
 TEXT_GEOMETRY = ItemGeometry(patch_size=1, merge_size=1, temporal_patch_size=1, hidden_size=0)
 """Of a checkpoint without media: nothing is ever measured with it."""
 
 
 class MultimodalProcessor(ABC):
-    """A family's processor; see `gateway.processor.base.Processor` for what it offers.
+    """A family's processor for one checkpoint; holds no request state and is safe to use from many threads.
+
+    Items are processed elsewhere, without looking at the prompt, and come here with their grids.
 
     A family overrides `read_tokens` and `lay_down`, and where it differs from Qwen-like vision: `media_family`,
     `read_modalities`, `read_geometry`, `read_rules`, `run_lengths`, `prepare_pieces`.

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.processor.base import VideoLayout
 from gateway.processor.expansion import Piece, PromptBuilder, unwrap
 from gateway.processor.multimodal import MultimodalProcessor
+from gateway.processor.prompt import VideoLayout
 from gateway.processor.timestamps import patch_times
 from gateway.processor.tokenizer import Tokenizer
 from gateway.processor.vision_tokens import VisionTokens

@@ -1,6 +1,6 @@
 """Checks the ranges of items whose prompt the caller has expanded already.
 
-Next: qwen3_vl.py.
+Next: multimodal.py.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
-from gateway.processor.base import Processor
 from gateway.processor.checkpoint_files import read_json
 from gateway.processor.multimodal import MultimodalProcessor
 from tessera.errors import FailedPrecondition, Unimplemented
@@ -72,7 +71,7 @@ REGISTRY.register("Qwen3_5MoeForConditionalGeneration", "gateway.processor.qwen3
 REGISTRY.register("Qwen3_5MoeForCausalLM", "gateway.processor.qwen3_5:Qwen3_5Processor")
 
 
-def load_processor(model_dir: str | Path) -> Processor:
+def load_processor(model_dir: str | Path) -> MultimodalProcessor:
     """Load the processor of a checkpoint directory.
 
     Raises:

@@ -9,7 +9,6 @@ Next: chat_template.py.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from gateway.processor.byte_level import token_to_bytes
+from gateway.processor.checkpoint_files import read_json
 from gateway.processor.vocabulary import domain_pieces, load_vocabulary
 from tessera.errors import FailedPrecondition
 
@@ -173,12 +173,14 @@ def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Return tokenizer_config.json, with special_tokens_map.json where that says nothing of a token."""
+    """Return tokenizer_config.json, with special_tokens_map.json where that says nothing of a token.
+
+    Raises:
+        FailedPrecondition: one of them is not a JSON object.
+    """
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        file = path / name
-        if file.is_file():
-            config |= json.loads(file.read_text(encoding="utf-8"))
+        config |= read_json(path / name)
     return config
 
 

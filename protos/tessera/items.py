@@ -147,7 +147,7 @@ def _item_with_tensor(message: pb.MultimodalItem, common: dict) -> MultimodalIte
         )
     array = _array(message.tensor, "tensor")
     sides = {
-        name: SideArray(dtype_name(t.dtype), _array(t, f"side_tensors[{name}]"))
+        name: SideArray(array=_array(t, f"side_tensors[{name}]"), dtype=dtype_name(t.dtype))
         for name, t in sorted(message.side_tensors.items())
     }
     item = MultimodalItem(

@@ -33,6 +33,10 @@ class Modality(StrEnum):
         return pb.Modality.Value(f"MODALITY_{self.name}")  # type: ignore[return-value]
 
 
+VISUAL = frozenset({Modality.IMAGE, Modality.VIDEO})
+"""What a vision encoder takes."""
+
+
 class PayloadKind(StrEnum):
     """What the bytes of an item's tensor are; see PayloadKind in types.proto."""
 

@@ -27,6 +27,7 @@ from tessera.v1 import inference_service_pb2 as pb
 from tessera.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 ROOT = Path(__file__).parents[2]
+MOST_PAIRS = 16  # each takes about half a gigabyte, and modules hold on to theirs while they run
 START_S = 60.0  # a machine busy with other work may be slow; the start itself is timed by tests of its own
 STOP_S = 15.0
 IDLE_S = 2.0
@@ -275,7 +276,7 @@ def _is_job(path: Path, pair: Pair) -> bool:
 
 
 class Pairs:
-    """All pairs of a session, by their flags.
+    """The pairs of a session, by their flags; no more than `MOST_PAIRS` live at once, those used last.
 
     Args:
         folder: for their logs and scratch files.
@@ -290,10 +291,21 @@ class Pairs:
     def get(self, flags: Flags) -> Pair:
         """The shared pair of these flags, started at its first use."""
         if flags not in self._pairs:
+            self._make_room()
             self._pairs[flags] = self._start(flags)
-        pair = self._pairs[flags]
+        pair = self._pairs[flags] = self._pairs.pop(flags)  # to the end: used last
         self.used.add(id(pair))
         return pair
+
+    def _make_room(self) -> None:
+        """End the pairs that were used longest ago, but none that the running test has used."""
+        idle = [flags for flags, pair in self._pairs.items() if id(pair) not in self.used]
+        for flags in idle[: max(0, len(self._pairs) + 1 - MOST_PAIRS)]:
+            pair = self._pairs.pop(flags)
+            try:
+                pair.stop()
+            finally:
+                pair.kill()
 
     @contextlib.contextmanager
     def fresh(self, flags: Flags) -> Iterator[Pair]:

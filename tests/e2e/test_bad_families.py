@@ -407,3 +407,45 @@ def test_tools_as_text_or_values(family: str, pair_of: Callable[[str], Pair]) ->
         prompts.append(pair_of(family).stub.Prepare(pb.PrepareRequest(chat=request)).rendered_prompt)
     assert prompts[0] == prompts[1]
     assert json.dumps(tools[0]) in prompts[0]
+
+
+def nested(depth: int) -> pb.ChatRequest:
+    """A conversation whose template arguments are nested so deep that no parser takes them."""
+    deep: list[Any] = []
+    for _ in range(depth):
+        deep = [deep]
+    request = chat_request(Case("deep", (USER,)))
+    request.template_args.update({"tools": deep})
+    return request
+
+
+def test_what_is_no_message(pair_of: Callable[[str], Pair]) -> None:
+    """Bytes that are no request, or one that is nested without end, are the caller's mistake, everywhere."""
+    pair = pair_of("qwen3_5")
+    gateway, worker = pair.gateway.channel, pair.workers[0].channel
+    for channel, method in ((gateway, "InferenceService/Chat"), (worker, "WorkerService/Describe")):
+        for data in (b"\xff" * 9, b"\x0a\xff\xff\xff\xff\x0f"):
+            status = outcome(lambda c=channel, m=method, d=data: c.unary_unary(f"/tessera.v1.{m}")(d, timeout=5))
+            assert (status.code, status.reason) == (INVALID, "MESSAGE_MALFORMED")
+            assert_says_nothing_of_the_inside(status)
+    upload = gateway.stream_unary("/tessera.v1.InferenceService/UploadMedia")
+    status = outcome(lambda: upload(iter([b"\xff" * 9]), timeout=5))
+    assert (status.code, status.reason) == (INVALID, "MESSAGE_MALFORMED")
+    status = outcome(lambda: list(pair.stub.StreamChat(nested(200), timeout=5)))
+    assert (status.code, status.reason) == (INVALID, "MESSAGE_MALFORMED")
+
+
+def test_long_names_of_side_tensors(pair_of: Callable[[str], Pair], bases: Callable[[str], pb.GenerateRequest]) -> None:
+    """A name of any length is refused with its path, which is cut before it outgrows a status."""
+    request = bases("glm4v")
+    tensor(zeros(12, 64), EMBEDDINGS)(request)
+    for array, reason in (
+        (np.full((1, 1), NAN, np.float32), "TENSOR_NOT_FINITE"),
+        (zeros(1, 1), "SIDE_TENSOR_FOREIGN"),
+    ):
+        request.items[0].side_tensors["n" * 50_000].CopyFrom(from_array(array))
+        request.items[0].grid_thw.CopyFrom(SIX_BY_EIGHT)
+        status = outcome(lambda: pair_of("glm4v").stub.Generate(request, timeout=20))
+        assert (status.code, status.reason) == (INVALID, reason)
+        assert status.field.startswith("items[0].side_tensors[nnn")
+        assert len(status.field) <= 500

@@ -251,11 +251,12 @@ def test_bad_markers(pair: Pair, short: pb.GenerateRequest, edit: Edit, code: st
 
 
 def test_a_hash_of_another_modality_or_grid(pair: Pair, base: pb.GenerateRequest) -> None:
-    """A held item named with another modality or grid than its own is refused."""
+    """A held item named with another modality, grid or kind than its own is refused."""
     hashes = pair.stub.Prepare(pb.PrepareRequest(chat=chat_request(BASE))).content_hashes
     for fields, field in (
         ({"modality": types.MODALITY_VIDEO}, "items[0].modality"),
         ({"grid_thw": types.GridThw(t=1, h=8, w=6)}, "items[0].grid_thw"),
+        ({"payload_kind": types.PAYLOAD_KIND_EMBEDDINGS}, "items[0].payload_kind"),
     ):
         request = pb.GenerateRequest.FromString(base.SerializeToString())
         item(0, content_hash=hashes[0], **fields)(request)

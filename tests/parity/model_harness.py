@@ -3,8 +3,9 @@
 Next: tests/parity/test_model_text.py
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,3 +154,48 @@ def run(drivers: Sequence[Driver], counts: Sequence[int], all_logits: bool = Fal
     """Run one step of several sequences and return the logits."""
     batch = make_batch(list(zip(drivers, counts, strict=True)), all_logits)
     return drivers[0].model.forward(batch, drivers[0].cache)
+
+
+def prefill(driver: Driver, chunk: int, all_logits: bool = False) -> torch.Tensor:
+    """Take a prompt in chunks; the last logits, or those of all its tokens."""
+    parts = []
+    while (left := len(driver.prompt.ids) - driver.computed) > 0:
+        parts.append(run([driver], [min(left, chunk)], all_logits))
+    return torch.cat(parts) if all_logits else parts[-1]
+
+
+def decode(driver: Driver, logits: torch.Tensor, count: int) -> tuple[list[int], torch.Tensor]:
+    """Go on greedily from a prompt's logits; `count` tokens, and each step's logits (count, vocab)."""
+    steps = [logits]
+    driver.ids.append(int(logits.argmax()))
+    for _ in range(count - 1):
+        steps.append(run([driver], [1]))
+        driver.ids.append(int(steps[-1].argmax()))
+    return driver.ids[len(driver.prompt.ids) :], torch.cat(steps)
+
+
+def run_together(drivers: Sequence[Driver], chunks: Sequence[int], steps: int) -> list[torch.Tensor]:
+    """Prefill and decode several sequences in shared batches, and return the logits of each one's new tokens."""
+    seen: list[list[torch.Tensor]] = [[] for _ in drivers]
+    for _ in range(steps):
+        counts = [min(chunk, len(d.ids) - d.computed) for chunk, d in zip(chunks, drivers, strict=True)]
+        logits = run(drivers, counts)
+        for index, driver in enumerate(drivers):
+            if driver.computed == len(driver.ids):
+                seen[index].append(logits[index])
+                driver.ids.append(int(logits[index].argmax()))
+    return [torch.stack(steps) for steps in seen]
+
+
+@torch.no_grad()
+def oracle_continuation(oracle: Any, inputs: Mapping[str, torch.Tensor], count: int) -> tuple[list[int], torch.Tensor]:
+    """What transformers continues with; the same returns as `decode`."""
+    out = oracle.generate(
+        **inputs,
+        max_new_tokens=count,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        eos_token_id=None,
+    )
+    return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.cat(out.logits)

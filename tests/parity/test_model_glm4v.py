@@ -13,7 +13,16 @@ import torch
 
 from tessera_kernels import reference
 from tests.parity.glm4v_oracle import split_placeholder_mask
-from tests.parity.model_harness import Driver, Prompt, make_batch, make_drivers, run
+from tests.parity.model_harness import (
+    Prompt,
+    decode,
+    make_batch,
+    make_drivers,
+    oracle_continuation,
+    prefill,
+    run,
+    run_together,
+)
 from tests.tiny_glm4v import CLIP_MEAN, CLIP_STD, make_tiny_glm4v, make_tiny_glm4v_moe
 from worker.models.base import CausalLM, EncoderInput
 from worker.models.encoder import grid_of
@@ -111,36 +120,12 @@ def oracle_inputs(prompt: Prompt) -> dict[str, torch.Tensor]:
     return inputs
 
 
-@torch.no_grad()
-def oracle_continuation(oracle: Any, prompt: Prompt) -> tuple[list[int], torch.Tensor]:
-    """Return greedy tokens and each step's logits (CONTINUATION, vocab)."""
-    out = oracle.generate(
-        **oracle_inputs(prompt),
-        max_new_tokens=CONTINUATION,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        eos_token_id=None,
-    )
-    return out.sequences[0, len(prompt.ids) :].tolist(), torch.cat(out.logits)
-
-
-def decode(driver: Driver, logits: torch.Tensor) -> tuple[list[int], torch.Tensor]:
-    """Go on greedily from a prompt's logits; the same returns as `oracle_continuation`."""
-    steps = [logits]
-    driver.ids.append(int(logits.argmax()))
-    for _ in range(CONTINUATION - 1):
-        steps.append(run([driver], [1]))
-        driver.ids.append(int(steps[-1].argmax()))
-    return driver.ids[len(driver.prompt.ids) :], torch.cat(steps)
-
-
 def assert_continued(pair: Pair, prompt: Prompt) -> None:
     """Greedy tokens are transformers' up to a step too close to call, and so are the logits up to there."""
     model, oracle = pair
     [driver] = make_drivers(model, [prompt], room=CONTINUATION)
-    tokens, logits = decode(driver, run([driver], [len(prompt.ids)]))
-    expected_tokens, expected = oracle_continuation(oracle, prompt)
+    tokens, logits = decode(driver, run([driver], [len(prompt.ids)]), CONTINUATION)
+    expected_tokens, expected = oracle_continuation(oracle, oracle_inputs(prompt), CONTINUATION)
     top = expected.topk(2).values
     close = (top[:, 0] - top[:, 1] < MARGIN).nonzero().flatten().tolist()
     sure = close[0] if close else CONTINUATION
@@ -176,10 +161,7 @@ def test_chunks_that_cut_items_change_nothing(pair: Pair, chunk: int) -> None:
     [whole] = make_drivers(model, [prompt])
     expected = run([whole], [len(prompt.ids)], all_logits=True)
     [driver] = make_drivers(model, [prompt])
-    parts = []
-    while driver.computed < len(prompt.ids):
-        parts.append(run([driver], [min(chunk, len(prompt.ids) - driver.computed)], all_logits=True))
-    assert (torch.cat(parts) - expected).abs().max() < LOGITS_TOLERANCE
+    assert (prefill(driver, chunk, all_logits=True) - expected).abs().max() < LOGITS_TOLERANCE
 
 
 def test_no_logits_wanted_still_fills_the_cache(pair: Pair) -> None:
@@ -198,19 +180,11 @@ def test_chunks_and_decodes_share_a_batch(pair: Pair) -> None:
     """A sequence's logits do not depend on the chunks and decodes that run beside it."""
     model, oracle = pair
     cases = [make_prompt(pair, name) for name in ("mixed", "text", "image")]
-    expected = [oracle_continuation(oracle, prompt)[1] for prompt in cases]
     drivers = make_drivers(model, cases, room=64)
-    seen: list[list[torch.Tensor]] = [[] for _ in drivers]
-    for _ in range(30):
-        counts = [min(5 + index, max(len(d.ids) - d.computed, 1)) for index, d in enumerate(drivers)]
-        logits = run(drivers, counts)
-        for index, driver in enumerate(drivers):
-            if driver.computed == len(driver.ids):
-                seen[index].append(logits[index])
-                driver.ids.append(int(expected[index][len(seen[index]) - 1].argmax()))
-    for ours, theirs in zip(seen, expected, strict=True):
+    for prompt, ours in zip(cases, run_together(drivers, (5, 6, 7), 30), strict=True):
+        theirs = oracle_continuation(oracle, oracle_inputs(prompt), len(ours))[1]
         assert len(ours) >= 8
-        assert (torch.stack(ours) - theirs[: len(ours)]).abs().max() < LOGITS_TOLERANCE
+        assert (ours - theirs).abs().max() < LOGITS_TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["pixels_u8", "patches"])

@@ -3,14 +3,22 @@
 Next: tests/parity/test_model_qwen3_vl_moe.py
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.parity.model_harness import Driver, Prompt, make_drivers, run
+from tests.parity.model_harness import (
+    Prompt,
+    decode,
+    make_batch,
+    make_drivers,
+    oracle_continuation,
+    prefill,
+    run_together,
+)
 from tests.parity.test_model_text import oracle_inputs, prompts
 from tests.parity.test_model_vision import frames, patches
 from tests.tiny_qwen3_5 import make_tiny_qwen3_5, make_tiny_qwen3_5_moe
@@ -56,38 +64,12 @@ def words(count: int) -> Prompt:
     return Prompt().text([20 + 7 * index % 380 for index in range(count)])
 
 
-@torch.no_grad()
-def oracle_continuation(oracle: Any, prompt: Prompt) -> tuple[list[int], torch.Tensor]:
-    """Return greedy tokens and each step's logits (CONTINUATION, vocab)."""
+def inputs_of(oracle: Any, prompt: Prompt) -> dict[str, torch.Tensor]:
+    """The same prompt as transformers takes it, which without vision takes no types of tokens."""
     inputs = oracle_inputs(prompt)
     if not hasattr(oracle.config, "vision_config"):
         del inputs["mm_token_type_ids"]
-    out = oracle.generate(
-        **inputs,
-        max_new_tokens=CONTINUATION,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        eos_token_id=None,
-    )
-    return out.sequences[0, len(prompt.ids) :].tolist(), torch.cat(out.logits)
-
-
-def prefill(driver: Driver, chunk: int, all_logits: bool = False) -> torch.Tensor:
-    """Take a prompt in chunks; the last logits, or those of all its tokens."""
-    parts = []
-    while (left := len(driver.prompt.ids) - driver.computed) > 0:
-        parts.append(run([driver], [min(left, chunk)], all_logits))
-    return torch.cat(parts) if all_logits else parts[-1]
-
-
-def decode(driver: Driver, logits: torch.Tensor) -> torch.Tensor:
-    """Go on greedily from a prompt's logits; each step's logits."""
-    steps = [logits]
-    for _ in range(CONTINUATION - 1):
-        driver.ids.append(int(steps[-1].argmax()))
-        steps.append(run([driver], [1]))
-    return torch.cat(steps)
+    return inputs
 
 
 @pytest.mark.parametrize("name", ["one token", "text", "mixed"])
@@ -96,11 +78,11 @@ def test_prefill_and_decode_equal_transformers(pair: Pair, name: str) -> None:
     model, oracle = pair
     prompt = prompts(model)[name]
     [driver] = make_drivers(model, [prompt], room=CONTINUATION)
-    steps = decode(driver, prefill(driver, 13))
-    expected_tokens, expected = oracle_continuation(oracle, prompt)
-    assert steps.argmax(-1).tolist() == expected_tokens
+    tokens, logits = decode(driver, prefill(driver, 13), CONTINUATION)
+    expected_tokens, expected = oracle_continuation(oracle, inputs_of(oracle, prompt), CONTINUATION)
+    assert tokens == expected_tokens
     assert len(set(expected_tokens)) > 8
-    assert (steps - expected).abs().max() < TOLERANCE
+    assert (logits - expected).abs().max() < TOLERANCE
 
 
 def test_a_long_prompt_equals_transformers(pair: Pair) -> None:
@@ -126,27 +108,14 @@ def test_chunks_that_cut_items_change_nothing(pair: Pair, chunk: int) -> None:
     assert (ours - theirs).abs().max() < TOLERANCE
 
 
-def run_together(drivers: Sequence[Driver], chunks: Sequence[int], steps: int) -> list[torch.Tensor]:
-    """Prefill and decode several sequences in shared batches, and return the logits of each one's new tokens."""
-    seen: list[list[torch.Tensor]] = [[] for _ in drivers]
-    for _ in range(steps):
-        counts = [min(chunk, len(d.ids) - d.computed) for chunk, d in zip(chunks, drivers, strict=True)]
-        logits = run(drivers, counts)
-        for index, driver in enumerate(drivers):
-            if driver.computed == len(driver.ids):
-                seen[index].append(logits[index])
-                driver.ids.append(int(logits[index].argmax()))
-    return [torch.stack(steps) for steps in seen]
-
-
 def test_chunks_and_decodes_share_a_batch(pair: Pair) -> None:
     """A sequence's logits do not depend on the chunks and decodes of other lengths that run beside it."""
     model, oracle = pair
     cases = [prompts(model)[name] for name in ("mixed", "text", "clip")]
     drivers = make_drivers(model, cases, room=64)
     for prompt, ours in zip(cases, run_together(drivers, (5, 6, 7), 30), strict=True):
-        expected = oracle_continuation(oracle, prompt)[1][: len(ours)]
-        assert len(expected) >= 10
+        expected = oracle_continuation(oracle, inputs_of(oracle, prompt), len(ours))[1]
+        assert len(ours) >= 10
         assert (ours - expected).abs().max() < TOLERANCE
 
 
@@ -164,8 +133,6 @@ def test_a_slot_is_used_again(pair: Pair) -> None:
 
 def test_no_logits_wanted_still_moves_the_state(pair: Pair) -> None:
     """A chunk without logits returns none, and the next chunk sees keys, values and state."""
-    from tests.parity.model_harness import make_batch
-
     model, _ = pair
     prompt = prompts(model)["mixed"]
     [whole], [driver] = make_drivers(model, [prompt]), make_drivers(model, [prompt])
@@ -185,10 +152,10 @@ def test_a_text_only_checkpoint_equals_transformers(tmp_path: Path, kind: str) -
     assert model.info.modalities == () and model.info.image_token_id is None
     prompt = words(21)
     [driver] = make_drivers(model, [prompt], room=CONTINUATION)
-    steps = decode(driver, prefill(driver, 5))
-    expected_tokens, expected = oracle_continuation(oracle, prompt)
-    assert steps.argmax(-1).tolist() == expected_tokens
-    assert (steps - expected).abs().max() < TOLERANCE
+    tokens, logits = decode(driver, prefill(driver, 5), CONTINUATION)
+    expected_tokens, expected = oracle_continuation(oracle, inputs_of(oracle, prompt), CONTINUATION)
+    assert tokens == expected_tokens
+    assert (logits - expected).abs().max() < TOLERANCE
 
 
 def test_the_tower_alone_equals_transformers(tmp_path: Path) -> None:

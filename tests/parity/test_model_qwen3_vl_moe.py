@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.parity.model_harness import make_drivers, run
+from tests.parity.model_harness import decode, make_drivers, oracle_continuation, prefill, run, run_together
 from tests.parity.test_model_text import oracle_inputs, prompts
 from tests.tiny_qwen3_vl_moe import TWINS, make_tiny_qwen3vl_moe
 from worker.layers.moe import Chosen, MoeMlp, Route
@@ -49,37 +49,17 @@ def sparse_layers(model: Qwen3VLMoe) -> list[MoeMlp]:
     return [layer for layer in layers if isinstance(layer, MoeMlp)]
 
 
-@torch.no_grad()
-def oracle_continuation(oracle: Any, prompt: Any) -> tuple[list[int], torch.Tensor]:
-    """Return greedy tokens and each step's logits (CONTINUATION, vocab)."""
-    out = oracle.generate(
-        **oracle_inputs(prompt),
-        max_new_tokens=CONTINUATION,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        eos_token_id=None,
-    )
-    return out.sequences[0, len(prompt.ids) :].tolist(), torch.cat(out.logits)
-
-
 @pytest.mark.parametrize("name", ["text", "mixed"])
 def test_prefill_and_decode_equal_transformers(pair: Pair, name: str) -> None:
     """64 greedy tokens after text, images and clips are transformers', the prompt taken in odd chunks."""
     model, oracle = pair
     prompt = prompts(model)[name]
     [driver] = make_drivers(model, [prompt], room=CONTINUATION)
-    while (left := len(prompt.ids) - driver.computed) > 0:
-        logits = run([driver], [min(left, 13)])
-    steps = [logits]
-    for _ in range(CONTINUATION - 1):
-        driver.ids.append(int(steps[-1].argmax()))
-        steps.append(run([driver], [1]))
-    tokens = torch.cat(steps).argmax(-1).tolist()
-    expected_tokens, expected_logits = oracle_continuation(oracle, prompt)
+    tokens, logits = decode(driver, prefill(driver, 13), CONTINUATION)
+    expected_tokens, expected = oracle_continuation(oracle, oracle_inputs(prompt), CONTINUATION)
     assert tokens == expected_tokens
     assert len(set(tokens)) > 8
-    assert (torch.cat(steps) - expected_logits).abs().max() < TOLERANCE
+    assert (logits - expected).abs().max() < TOLERANCE
 
 
 def test_the_same_experts_are_chosen(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,17 +115,11 @@ def without_twins(chosen: Chosen) -> Chosen:
 
 
 def test_chunks_and_decodes_share_a_batch(pair: Pair) -> None:
-    """A sequence's tokens do not depend on the chunks and decodes that run beside it."""
+    """A sequence's logits do not depend on the chunks and decodes that run beside it."""
     model, oracle = pair
     cases = [prompts(model)[name] for name in ("mixed", "one token", "clip")]
     drivers = make_drivers(model, cases, room=64)
-    for _ in range(30):
-        counts = [min(5 + index, max(len(d.ids) - d.computed, 1)) for index, d in enumerate(drivers)]
-        logits = run(drivers, counts)
-        for index, driver in enumerate(drivers):
-            if driver.computed == len(driver.ids):
-                driver.ids.append(int(logits[index].argmax()))
-    for driver, prompt in zip(drivers, cases, strict=True):
-        ours = driver.ids[len(prompt.ids) :]
+    for prompt, ours in zip(cases, run_together(drivers, (5, 6, 7), 30), strict=True):
+        expected = oracle_continuation(oracle, oracle_inputs(prompt), len(ours))[1]
         assert len(ours) >= 10
-        assert ours == oracle_continuation(oracle, prompt)[0][: len(ours)]
+        assert (ours - expected).abs().max() < TOLERANCE

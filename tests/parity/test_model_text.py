@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.model_harness import Driver, Prompt, make_drivers, run
+from tests.parity.model_harness import (
+    Prompt,
+    decode,
+    make_batch,
+    make_drivers,
+    oracle_continuation,
+    prefill,
+    run,
+    run_together,
+)
 from tests.tiny_models import make_tiny_qwen3vl
 from worker.models.base import CausalLM, EncoderInput
 from worker.models.loader import load_model
@@ -103,39 +112,15 @@ def _padded(pixels: torch.Tensor) -> torch.Tensor:
     return torch.cat((values, values[-1:])) if len(values) % 2 else values
 
 
-@torch.no_grad()
-def oracle_continuation(oracle: Any, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return greedy tokens (CONTINUATION,) and each step's logits (CONTINUATION, vocab)."""
-    out = oracle.generate(
-        **oracle_inputs(prompt),
-        max_new_tokens=CONTINUATION,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        eos_token_id=None,
-    )
-    return out.sequences[0, len(prompt.ids) :], torch.cat(out.logits)
-
-
-def decode(driver: Driver, logits: torch.Tensor) -> tuple[list[int], torch.Tensor]:
-    """Go on greedily from a prompt's logits; the same returns as `oracle_continuation`."""
-    steps = [logits]
-    driver.ids.append(int(logits.argmax()))
-    for _ in range(CONTINUATION - 1):
-        steps.append(run([driver], [1]))
-        driver.ids.append(int(steps[-1].argmax()))
-    return driver.ids[len(driver.prompt.ids) :], torch.cat(steps)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_prefill_and_decode_equal_transformers(pair: tuple[CausalLM, Any], name: str) -> None:
     """Greedy tokens are transformers', and the logits of every step lie within the tolerance."""
     model, oracle = pair
     prompt = prompts(model)[name]
     [driver] = make_drivers(model, [prompt])
-    tokens, logits = decode(driver, run([driver], [len(prompt.ids)]))
-    expected_tokens, expected_logits = oracle_continuation(oracle, prompt)
-    assert tokens == expected_tokens.tolist()
+    tokens, logits = decode(driver, run([driver], [len(prompt.ids)]), CONTINUATION)
+    expected_tokens, expected_logits = oracle_continuation(oracle, oracle_inputs(prompt), CONTINUATION)
+    assert tokens == expected_tokens
     assert (logits - expected_logits).abs().max() < LOGITS_TOLERANCE
 
 
@@ -160,30 +145,18 @@ def test_chunks_that_cut_items_change_nothing(pair: tuple[CausalLM, Any], chunk:
     [whole] = make_drivers(model, [prompt])
     expected = run([whole], [len(prompt.ids)], all_logits=True)
     [driver] = make_drivers(model, [prompt])
-    parts = []
-    while driver.computed < len(prompt.ids):
-        parts.append(run([driver], [min(chunk, len(prompt.ids) - driver.computed)], all_logits=True))
-    assert (torch.cat(parts) - expected).abs().max() < LOGITS_TOLERANCE
+    assert (prefill(driver, chunk, all_logits=True) - expected).abs().max() < LOGITS_TOLERANCE
 
 
 def test_chunks_and_decodes_share_a_batch(pair: tuple[CausalLM, Any]) -> None:
     """A sequence's logits do not depend on the chunks and decodes that run beside it."""
     model, oracle = pair
     cases = [prompts(model)[name] for name in ("mixed", "text", "clip")]
-    expected = [oracle_continuation(oracle, prompt)[1] for prompt in cases]
     drivers = make_drivers(model, cases, room=64)
-    seen: list[list[torch.Tensor]] = [[] for _ in drivers]
-    for _ in range(40):
-        counts = [min(5 + index, max(len(d.ids) - d.computed, 1)) for index, d in enumerate(drivers)]
-        logits = run(drivers, counts)
-        for index, driver in enumerate(drivers):
-            if driver.computed == len(driver.ids):
-                seen[index].append(logits[index])
-                driver.ids.append(int(logits[index].argmax()))
-    for ours, theirs in zip(seen, expected, strict=True):
-        steps = min(len(ours), CONTINUATION)
-        assert steps >= 10
-        assert (torch.stack(ours[:steps]) - theirs[:steps]).abs().max() < LOGITS_TOLERANCE
+    for prompt, ours in zip(cases, run_together(drivers, (5, 6, 7), 40), strict=True):
+        theirs = oracle_continuation(oracle, oracle_inputs(prompt), len(ours))[1]
+        assert len(ours) >= 10
+        assert (ours - theirs).abs().max() < LOGITS_TOLERANCE
 
 
 def test_no_logits_wanted_still_fills_the_cache(pair: tuple[CausalLM, Any]) -> None:
@@ -192,8 +165,6 @@ def test_no_logits_wanted_still_fills_the_cache(pair: tuple[CausalLM, Any]) -> N
     prompt = prompts(model)["mixed"]
     [whole], [driver] = make_drivers(model, [prompt]), make_drivers(model, [prompt])
     expected = run([whole], [len(prompt.ids)])
-    from tests.parity.model_harness import make_batch
-
     batch = make_batch([(driver, 20)])
     batch.logits_indices = batch.logits_indices[:0]
     assert model.forward(batch, driver.cache).shape == (0, model.vocab_size)

@@ -22,8 +22,8 @@ from gateway.media.options import ImageOptions, ServerLimits, VideoOptions
 from gateway.media.plan import resolve_sampling
 from gateway.media.problem import MediaProblem
 from gateway.media.rules import MediaRules, image_budget, image_size, video_budget, video_size
-from gateway.processor.base import Processor
 from gateway.processor.messages import ChatMessage, MediaPart, TextPart
+from gateway.processor.multimodal import MultimodalProcessor
 from gateway.processor.registry import load_processor
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
@@ -221,7 +221,7 @@ def item_of(medium: Picture | Clip, rules: MediaRules) -> MultimodalItem:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Processor, Any]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[MultimodalProcessor, Any]:
     """Our processor and transformers' of the same checkpoint."""
     path = FAMILIES[request.param](tmp_path_factory.mktemp("generated") / request.param)
     hf = load_intern_oracle(path) if request.param == "interns1_pro" else load_hf_processor(path)
@@ -266,7 +266,7 @@ def turns_of(prompt: Sequence[str | Picture | Clip]) -> tuple[ChatMessage, list[
 @example([Clip(64, 64, 4, 1.0, times=(0.05, 0.15, 0.25, 0.45), is_file=False), Clip(9, 9, 1, 24.0)])
 @example([Clip(64, 64, 5, 20.0, ("frame_indices", (1, 2, 3, 4))), Clip(64, 64, 99, 10.0, ("frame_indices", (1, 8, 9)))])
 def test_generated_prompts_are_those_of_transformers(
-    pair: tuple[Processor, Any], prompt: list[str | Picture | Clip]
+    pair: tuple[MultimodalProcessor, Any], prompt: list[str | Picture | Clip]
 ) -> None:
     """Grids, expanded ids, ranges and times of any prompt are transformers'; what it refuses is refused."""
     ours, hf = pair

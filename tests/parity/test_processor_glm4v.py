@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.processor.base import Processor, VideoLayout
 from gateway.processor.messages import ChatMessage, TextPart
+from gateway.processor.multimodal import MultimodalProcessor
+from gateway.processor.prompt import VideoLayout
 from gateway.processor.registry import load_processor
 from tessera.modality import Modality
 from tests.parity.test_processor_qwen3_vl import IMAGE, TOOLS, VIDEO, items_of, runs_of, turn
@@ -126,7 +127,7 @@ WITH_MEDIA = [name for name, chat in CHATS.items() if chat[1]]
 
 
 @pytest.fixture(scope="module", params=["glm4v", "glm4v_moe", "glm46v"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Processor, Any]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[MultimodalProcessor, Any]:
     """Our processor and transformers' of the same checkpoint."""
     path: Path = tmp_path_factory.mktemp("prompts") / request.param
     if request.param == "glm4v_moe":
@@ -167,7 +168,7 @@ def run_hf(hf: Any, text: str, media: list[tuple]) -> dict:
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_chats_give_the_ids_and_ranges_of_transformers(pair: tuple[Processor, Any], name: str) -> None:
+def test_chats_give_the_ids_and_ranges_of_transformers(pair: tuple[MultimodalProcessor, Any], name: str) -> None:
     """A chat's rendered text, ids and runs of placeholders are those of transformers' processor."""
     ours, hf = pair
     messages, media, options = CHATS[name]
@@ -189,7 +190,7 @@ def test_chats_give_the_ids_and_ranges_of_transformers(pair: tuple[Processor, An
 @pytest.mark.parametrize("layout", VideoLayout)
 @pytest.mark.parametrize("name", WITH_MEDIA)
 def test_the_same_prompt_as_text_or_ids_expands_alike(
-    pair: tuple[Processor, Any], name: str, layout: VideoLayout
+    pair: tuple[MultimodalProcessor, Any], name: str, layout: VideoLayout
 ) -> None:
     """Rendered text or its unexpanded ids, one placeholder an item, give Chat's ids; GLM has one layout."""
     ours, hf = pair
@@ -215,7 +216,9 @@ def test_the_same_prompt_as_text_or_ids_expands_alike(
         ("[gMASK]<sop><|user|>\n<|begin_of_video|><|video|><|end_of_video|>é<think>", [(7, 56, 56, 2.0, range(7))]),
     ],
 )
-def test_raw_prompts_give_the_ids_of_transformers(pair: tuple[Processor, Any], text: str, media: list[tuple]) -> None:
+def test_raw_prompts_give_the_ids_of_transformers(
+    pair: tuple[MultimodalProcessor, Any], text: str, media: list[tuple]
+) -> None:
     """A raw text prompt with markers anywhere, a picture's bare too, gives the ids of transformers' processor."""
     ours, hf = pair
     output = run_hf(hf, text, media)
@@ -224,7 +227,7 @@ def test_raw_prompts_give_the_ids_of_transformers(pair: tuple[Processor, Any], t
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
-def test_typed_special_tokens_stay_text(pair: tuple[Processor, Any], role: str) -> None:
+def test_typed_special_tokens_stay_text(pair: tuple[MultimodalProcessor, Any], role: str) -> None:
     """What spells GLM's special tokens, whole or split over parts and turns, gives none of their ids."""
     ours, hf = pair
     typed = "".join(ours.tokenizer.special_tokens) + "[gMASK]<sop><|user|>\n<|image|>"

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.processor.base import Processor, VideoLayout
 from gateway.processor.messages import ChatMessage, MediaPart, TextPart
+from gateway.processor.multimodal import MultimodalProcessor
+from gateway.processor.prompt import VideoLayout
 from gateway.processor.registry import load_processor
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
@@ -160,7 +161,7 @@ CHATS: dict[str, tuple[list[ChatMessage], list[tuple], dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module", params=["tiny", "embedded"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Processor, Any]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[MultimodalProcessor, Any]:
     """Our processor and transformers' of the same checkpoint, with the same template."""
     path = EMBEDDED
     if request.param == "tiny":
@@ -232,7 +233,7 @@ def runs_of(output: dict) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_chats_give_the_ids_and_ranges_of_transformers(pair: tuple[Processor, Any], name: str) -> None:
+def test_chats_give_the_ids_and_ranges_of_transformers(pair: tuple[MultimodalProcessor, Any], name: str) -> None:
     """A chat's rendered text, ids and runs of placeholders are those of transformers' processor."""
     ours, hf = pair
     messages, media, options = CHATS[name]
@@ -250,7 +251,7 @@ def test_chats_give_the_ids_and_ranges_of_transformers(pair: tuple[Processor, An
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_the_same_prompt_as_text_or_ids_expands_alike(pair: tuple[Processor, Any], name: str) -> None:
+def test_the_same_prompt_as_text_or_ids_expands_alike(pair: tuple[MultimodalProcessor, Any], name: str) -> None:
     """The rendered text given to Generate, or its unexpanded ids, give the ids that Chat gives."""
     ours, hf = pair
     messages, media, options = CHATS[name]
@@ -262,7 +263,7 @@ def test_the_same_prompt_as_text_or_ids_expands_alike(pair: tuple[Processor, Any
 
 
 @pytest.mark.parametrize("name", [name for name, chat in CHATS.items() if any(len(size) == 5 for size in chat[1])])
-def test_layout_v4_is_the_string_of_457_in_the_tokenizer(pair: tuple[Processor, Any], name: str) -> None:
+def test_layout_v4_is_the_string_of_457_in_the_tokenizer(pair: tuple[MultimodalProcessor, Any], name: str) -> None:
     """4.57 put the timed frames in the place of start, pad and end; the string is then tokenized whole."""
     ours, hf = pair
     messages, media, options = CHATS[name]
@@ -300,7 +301,9 @@ def test_layout_v4_is_the_string_of_457_in_the_tokenizer(pair: tuple[Processor, 
         ("<tool_call>é<|endoftext|> <think>", []),
     ],
 )
-def test_raw_prompts_give_the_ids_of_transformers(pair: tuple[Processor, Any], text: str, media: list[tuple]) -> None:
+def test_raw_prompts_give_the_ids_of_transformers(
+    pair: tuple[MultimodalProcessor, Any], text: str, media: list[tuple]
+) -> None:
     """A raw text prompt with markers anywhere, bare ones too, gives the ids of transformers' processor."""
     from transformers.video_utils import VideoMetadata
 
@@ -318,7 +321,7 @@ def test_raw_prompts_give_the_ids_of_transformers(pair: tuple[Processor, Any], t
     assert list(made.token_ids) == output["input_ids"][0].tolist()
 
 
-def test_the_class_default_sampling_gives_the_same_times(pair: tuple[Processor, Any]) -> None:
+def test_the_class_default_sampling_gives_the_same_times(pair: tuple[MultimodalProcessor, Any]) -> None:
     """A clip that transformers samples itself is printed with the times that its metadata give."""
     from transformers.video_utils import VideoMetadata
 

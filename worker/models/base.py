@@ -182,7 +182,8 @@ class ModelInfo:
         generation: defaults of the sampling parameters.
         bos_token_id: id that begins a sequence, or None.
         pad_token_id: id that fills up, or None.
-        image_token_id: placeholder of images, None where the family has none; likewise the next four.
+        image_token_id: fills the ranges of images, None where the checkpoint takes none; likewise the next four.
+        video_token_id: fills the ranges of clips; GLM's frames are images to it, so there it is the image's id.
         spatial_merge_size: patches merged along each side into one token.
         patch_size: pixels of a patch's side.
         temporal_patch_size: frames of a patch.

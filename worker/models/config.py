@@ -1,4 +1,4 @@
-"""What the families read of config.json alike: sizes of the language model and of the vision tower, the rope's spelling.
+"""What the families read of config.json alike: sizes of language model and vision tower, and how rope is spelled.
 
 Next: worker/models/qwen3_vl_config.py
 """
@@ -70,6 +70,17 @@ class VisionConfig:
     temporal_patch_size: int
     merge_size: int
     rope_theta: float
+
+    def __post_init__(self) -> None:
+        """Check what no single field shows.
+
+        Raises:
+            CheckpointError: heads do not divide the width.
+        """
+        if self.num_heads < 1 or self.hidden_size % self.num_heads:
+            raise CheckpointError(
+                f"config.json: vision_config.num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}"
+            )
 
     @property
     def head_dim(self) -> int:

@@ -2,7 +2,7 @@
 
 Reading order: `Decoder.forward` is one engine step.
 
-Next: worker/models/multimodal_lm.py
+Next: worker/models/encoder.py
 """
 
 from collections.abc import Callable, Sequence

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.models.checkpoint import Checkpoint
+from worker.models.config import TextConfig
 from worker.models.decoder import Decoder
 from worker.models.glm4v import Glm4v
-from worker.models.config import TextConfig
 from worker.models.glm4v_config import GlmTextConfig
 from worker.models.glm4v_moe import Glm4vMoe
 

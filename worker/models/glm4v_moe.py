@@ -8,69 +8,62 @@ Next: worker/layers/moe.py
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from worker.layers.attention import Attention
-from worker.layers.mlp import SwiGluMlp
 from worker.layers.moe import MoeMlp, MoeShape, sigmoid_group_topk
-from worker.layers.norm import RMSNorm
 from worker.layers.source import WeightSource
 from worker.models.checkpoint import Checkpoint
-from worker.models.decoder import Decoder, DecoderLayer, FeedForward, PreNormLayer
+from worker.models.config import TextConfig
+from worker.models.decoder import Decoder, DecoderLayer, FeedForward
 from worker.models.glm4v import Glm4v
-from worker.models.glm4v_config import MoeConfig, TextConfig, parse_moe_config
+from worker.models.glm4v_config import GlmTextConfig, MoeConfig, parse_moe_config
 
 
 class Glm4vMoe(Glm4v):
-    """The model; see `CausalLM`. Arguments as for `Glm4v`."""
+    """The model; see `Glm4v`."""
 
-    default_image_token_id = 151_363
+    default_image_token_id: ClassVar[int] = 151_363
 
     @classmethod
-    def parse_text(cls, section: Mapping[str, Any], tied: bool) -> TextConfig:
-        """Return the language model's sizes."""
-        return parse_moe_config(section, tied)
+    def parse_text(cls, config: Mapping[str, Any], tied: bool) -> GlmTextConfig:
+        """Return the language model's part of config.json."""
+        return parse_moe_config(config, tied)
 
     @classmethod
     def load_decoder(cls, checkpoint: Checkpoint, text: TextConfig) -> Decoder:
         """Return the language model; layers that predict tokens ahead stay unread."""
-        moe = _moe(text)
-        for index in range(text.num_layers, text.num_layers + moe.num_prediction_layers):
+        for index in range(text.num_layers, text.num_layers + _moe(text).num_prediction_layers):
             checkpoint.skip(f"model.language_model.layers.{index}.")
         return super().load_decoder(checkpoint, text)
 
     @classmethod
     def load_layer(cls, source: WeightSource, text: TextConfig, index: int) -> DecoderLayer:
-        """Return decoder layer `index`: dense where it comes before the first mixture."""
-        return PreNormLayer(
-            RMSNorm.load(source.under("input_layernorm"), text.hidden_size, text.norm_eps),
-            Attention.load(source.under("self_attn"), text.attention),
-            RMSNorm.load(source.under("post_attention_layernorm"), text.hidden_size, text.norm_eps),
-            _load_mlp(source.under("mlp"), text, index),
-        )
+        """Return decoder layer `index`, of two norms: not GLM-4.1V's, but the one that most families have."""
+        return super(Glm4v, cls).load_layer(source, text, index)
 
     @classmethod
-    def inner_width(cls, text: TextConfig) -> int:
-        """Return the numbers of a token that the widest feed-forward layer holds at once."""
-        return max(3 * text.intermediate_size, _moe_shape(text).workspace(_moe(text).experts_per_token))
+    def load_mlp(cls, source: WeightSource, text: TextConfig, index: int) -> FeedForward:
+        """Return the feed-forward layer of decoder layer `index`: dense where it comes before the first mixture."""
+        moe = _moe(text)
+        if index < moe.first_layer:
+            return super().load_mlp(source, text, index)
+        route = partial(
+            sigmoid_group_topk,
+            bias=source.under("gate").tensor("e_score_correction_bias", (moe.num_experts,), torch.float32),
+            k=moe.experts_per_token,
+            num_groups=moe.num_groups,
+            top_groups=moe.top_groups,
+            normalise=moe.normalise,
+            scale=moe.scale,
+        )
+        return MoeMlp.load(source, _moe_shape(text), route)
 
-
-def _load_mlp(source: WeightSource, text: TextConfig, index: int) -> FeedForward:
-    moe = _moe(text)
-    if index < moe.first_layer:
-        return SwiGluMlp.load(source, text.hidden_size, text.intermediate_size)
-    route = partial(
-        sigmoid_group_topk,
-        bias=source.under("gate").tensor("e_score_correction_bias", (moe.num_experts,), torch.float32),
-        k=moe.experts_per_token,
-        num_groups=moe.num_groups,
-        top_groups=moe.top_groups,
-        normalise=moe.normalise,
-        scale=moe.scale,
-    )
-    return MoeMlp.load(source, _moe_shape(text), route)
+    @classmethod
+    def layer_width(cls, text: TextConfig) -> int:
+        """Return the numbers of a token that the widest layer holds at once."""
+        return max(super().layer_width(text), _moe_shape(text).workspace(_moe(text).experts_per_token))
 
 
 def _moe_shape(text: TextConfig) -> MoeShape:
@@ -86,5 +79,5 @@ def _moe_shape(text: TextConfig) -> MoeShape:
 
 
 def _moe(text: TextConfig) -> MoeConfig:
-    assert text.moe is not None, "this family's text config always has its mixtures"
+    assert isinstance(text, GlmTextConfig) and text.moe is not None, "this family's text config always has its mixtures"
     return text.moe

@@ -50,6 +50,22 @@ def named_linear(
     return Linear(weight)
 
 
+def named_kernel(source: WeightSource, shape: tuple[int, int, int], activation: str = "none") -> Linear:
+    """Read a convolution as a linear layer over what its kernel sees: channel by channel, position by position.
+
+    Args:
+        source: of `weight` and `bias`.
+        shape: (out_channels, in_channels, kernel).
+        activation: applied to the product.
+    """
+    out, inputs, kernel = shape
+    weight = ops.linear.create(out, inputs * kernel, source.dtype, source.device, bias=True, activation=activation)
+    weight.write_rows(0, source.mapped("weight", shape).flatten(1))
+    weight.write_bias(0, source.mapped("bias", (out,)))
+    weight.seal()
+    return Linear(weight)
+
+
 class PatchEncoder:
     """Convolution, sinusoid and one post-norm transformer layer over a patch; its mean; neighbours joined in pairs.
 
@@ -60,8 +76,7 @@ class PatchEncoder:
 
     def __init__(self, source: WeightSource, width: int) -> None:
         self.width = width
-        self.kernel = source.tensor("conv.weight", (width, 1, KERNEL))
-        self.kernel_bias = source.tensor("conv.bias", (width,))
+        self.conv = named_kernel(source.under("conv"), (width, 1, KERNEL))
         self.positions = sinusoid(LONGEST_PATCH, width).to(source.device, source.dtype)
         layer = source.under("transformer_encoder.layers.0")
         self.qkv = named_linear(layer.under("self_attn"), ("in_proj_weight", "in_proj_bias"), (3 * width, width))
@@ -98,11 +113,12 @@ class PatchEncoder:
 
     def _mean(self, rows: torch.Tensor) -> torch.Tensor:
         count, length = rows.shape
-        embedded = F.relu(F.conv1d(rows[:, None], self.kernel, self.kernel_bias, padding=KERNEL // 2))
-        x = (embedded.transpose(1, 2) + self.positions[:length]).reshape(count * length, self.width)
-        query, key, value = self.qkv(x).view(count, length, 3, NUM_HEADS, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(x.shape)
-        x = self.norm1.add(self.out(attended), x)
+        seen = F.pad(rows, (KERNEL // 2, KERNEL // 2)).unfold(1, KERNEL, 1).reshape(count * length, KERNEL)
+        embedded = self.conv(seen).relu_().view(count, length, self.width)
+        x = (embedded + self.positions[:length]).view(count * length, self.width)
+        qkv = self.qkv(x).view(count * length, 3, NUM_HEADS, -1)
+        attended = ops.segment_attention(qkv, [length] * count, qkv.shape[3] ** -0.5)
+        x = self.norm1.add(self.out(attended.flatten(1)), x)
         x = self.norm2.add(self.linear2(self.linear1(x).relu_()), x)
         return x.view(count, length, -1).mean(1)
 
@@ -114,7 +130,7 @@ class PatchEncoder:
     @property
     def size_bytes(self) -> int:
         """Bytes of the weights."""
-        return sum(layer.size_bytes for layer in (self.qkv, self.out, self.linear1, self.linear2))
+        return sum(layer.size_bytes for layer in (self.conv, self.qkv, self.out, self.linear1, self.linear2))
 
 
 def _windows(series: torch.Tensor, stride: int) -> torch.Tensor:

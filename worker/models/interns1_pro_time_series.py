@@ -24,14 +24,14 @@ from tessera.time_series import (
     series_stride,
     used_length,
 )
-from tessera_kernels import ops
+from tessera_kernels import invariance, ops
 from worker.layers.linear import Linear
 from worker.layers.norm import LayerNorm
 from worker.layers.source import WeightSource
 from worker.models.base import EncoderInput, EncoderOutput, ItemSize
 from worker.models.encoder import ItemEncoder
 from worker.models.interns1_pro_config import SeriesConfig
-from worker.models.interns1_pro_patches import EPS, PatchEncoder
+from worker.models.interns1_pro_patches import EPS, PatchEncoder, named_kernel
 
 _SLOW_RATE_HZ = 1.0  # gives the shortest stride, hence the most tokens
 _SPREAD = 1e-8  # added to a channel's deviation, so that a constant one becomes zeros
@@ -48,8 +48,9 @@ def normalised(samples: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         (used length, channels): each channel less its mean, divided by its deviation; both over the whole series.
     """
     wide = samples.double()
-    deviation = wide.std(0, correction=0, keepdim=True)
-    return ((wide[: used_length(len(wide))] - wide.mean(0, keepdim=True)) / (deviation + _SPREAD)).to(dtype)
+    with invariance.one_thread():
+        mean, deviation = wide.mean(0, keepdim=True), wide.std(0, correction=0, keepdim=True)
+    return ((wide[: used_length(len(wide))] - mean) / (deviation + _SPREAD)).to(dtype)
 
 
 class SeriesLayer:
@@ -77,8 +78,8 @@ class SeriesLayer:
             lengths: rows of each series.
         """
         qkv = self.qkv(self.norm1.add(x, residual)).view(x.shape[0], 3, self.num_heads, -1)
-        attended = torch.cat([_causal_attention(part) for part in qkv.split(list(lengths))])
-        return self.fc2(self.fc1(self.norm2.add(self.out(attended), residual)))
+        attended = ops.segment_attention(qkv, lengths, qkv.shape[3] ** -0.5, causal=True)
+        return self.fc2(self.fc1(self.norm2.add(self.out(attended.flatten(1)), residual)))
 
     @property
     def size_bytes(self) -> int:
@@ -96,17 +97,6 @@ def _load_qkv(source: WeightSource, width: int) -> Linear:
     return Linear(weight)
 
 
-def _causal_attention(qkv: torch.Tensor) -> torch.Tensor:
-    """qkv: (n, 3, heads, dim) of one series -> (n, heads * dim)."""
-    query, key, value = qkv.permute(1, 2, 0, 3)[:, None]
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True)[0].transpose(0, 1).flatten(1)
-
-
-def _load_kernel(source: WeightSource, config: SeriesConfig, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    columns = config.bins if index == 1 else config.width
-    return source.tensor("weight", (config.width, columns, 3)), source.tensor("bias", (config.width,))
-
-
 class SeriesTower:
     """Patches, two convolutions, causal layers and the projector.
 
@@ -121,7 +111,8 @@ class SeriesTower:
         self.patches = PatchEncoder(source.under("encoder_embed"), config.patch_width)
         encoder, projector = source.under("encoder"), source.under("projector")
         self.adapt_in = Linear.load(encoder, [("adapt_in", config.bins)], config.feature_size, bias=True)
-        self.kernels = [_load_kernel(encoder.under(f"conv{i}"), config, i) for i in (1, 2)]
+        self.conv1 = named_kernel(encoder.under("conv1"), (config.width, config.bins, 3), "gelu")
+        self.conv2 = named_kernel(encoder.under("conv2"), (config.width, config.width, 3), "gelu")
         self.positions = encoder.tensor("embed_positions.weight", (config.max_positions, config.width))
         self.layers = [SeriesLayer(encoder.under(f"layers.{index}"), config) for index in range(config.num_layers)]
         self.norm = LayerNorm.load(encoder.under("layer_norm"), config.width, EPS)
@@ -158,20 +149,19 @@ class SeriesTower:
 
     def _halve(self, features: torch.Tensor) -> torch.Tensor:
         """Convolve one series twice, the second time with stride 2, and add positions: (n, bins) -> (m, width)."""
-        x = features.t()[None]
-        for stride, (kernel, bias) in enumerate(self.kernels, 1):
-            x = F.gelu(F.conv1d(x, kernel, bias, stride=stride, padding=1))
-        x = x[0].t().contiguous()
+        x = features
+        for stride, conv in enumerate((self.conv1, self.conv2), 1):
+            x = conv(F.pad(x, (0, 0, 1, 1)).unfold(0, 3, stride).flatten(1))
         placed = min(len(x), self.config.max_positions)
         x[:placed] += self.positions[:placed]
         return x
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the weights (norms and biases of convolutions left out)."""
+        """Bytes of the weights (norms left out)."""
         layers = sum(layer.size_bytes for layer in self.layers) + self.patches.size_bytes
-        linears = sum(part.size_bytes for part in (self.adapt_in, self.adapt_out, self.linear1, self.linear2))
-        return layers + linears + sum(kernel.nbytes for kernel, _ in self.kernels) + self.positions.nbytes
+        linears = (self.adapt_in, self.conv1, self.conv2, self.adapt_out, self.linear1, self.linear2)
+        return layers + sum(part.size_bytes for part in linears) + self.positions.nbytes
 
 
 class TimeSeriesEncoder(ItemEncoder):
@@ -183,7 +173,7 @@ class TimeSeriesEncoder(ItemEncoder):
 
     modalities = ("time_series",)
     num_deepstack_layers = 0
-    head_dims = ()  # its attention runs on torch everywhere, so no kernel depends on them
+    head_dims = ()  # no release has other than whole vectors
 
     def __init__(self, tower: SeriesTower) -> None:
         self.tower = tower

@@ -1,6 +1,6 @@
 """From a checkpoint directory to a model that is ready to run.
 
-Next: worker/models/qwen3_vl.py
+Next: worker/models/multimodal_lm.py
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from worker.models.base import CausalLM
 from worker.models.checkpoint import Checkpoint, CheckpointError, Progress, read_json
 from worker.models.encoder import ItemEncoder
 from worker.models.info import vision_config_of
+from worker.models.multimodal_lm import MultimodalLM
 from worker.models.registry import REGISTRY, Registry
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,7 +47,7 @@ def load_model(
             f"{config['architectures'][0]} has no vision encoder to disable: drop --disable-vision-encoder"
         )
     with torch.inference_mode():
-        model = model_class(Path(model_dir), config, checkpoint, disable_vision_encoder=disable_vision_encoder)  # type: ignore[call-arg]
+        model = model_class(Path(model_dir), config, checkpoint, disable_vision_encoder=disable_vision_encoder)
     checkpoint.finish()
     return model
 
@@ -73,7 +74,7 @@ def load_encoders(
     """
     config, model_class, checkpoint = _open(model_dir, dtype, device, None, registry)
     with torch.inference_mode():
-        encoders: tuple[ItemEncoder, ...] = model_class.load_encoders(Path(model_dir), config, checkpoint)  # type: ignore[attr-defined]
+        encoders = model_class.load_encoders(Path(model_dir), config, checkpoint)
     checkpoint.close()
     return encoders
 
@@ -84,7 +85,7 @@ def _open(
     device: torch.device | str,
     progress: Progress | None,
     registry: Registry,
-) -> tuple[dict[str, Any], type[CausalLM], Checkpoint]:
+) -> tuple[dict[str, Any], type[MultimodalLM], Checkpoint]:
     model_dir, device = Path(model_dir), torch.device(device)
     config = read_json(model_dir / "config.json")
     if not config:

@@ -2,7 +2,7 @@
 
 A family adds its config, its layers, its towers and its positions, by overriding the hooks below.
 
-Next: worker/models/qwen3_vl.py
+Next: worker/models/decoder.py
 """
 
 from abc import abstractmethod

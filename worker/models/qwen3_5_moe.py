@@ -10,10 +10,11 @@ from typing import Any
 
 from worker.layers.moe import MoeMlp, MoeShape, softmax_topk
 from worker.layers.source import WeightSource
+from worker.models.checkpoint import CheckpointError
+from worker.models.config import TextConfig, expert_sizes, need
 from worker.models.decoder import FeedForward
 from worker.models.qwen3_5 import Qwen3_5
 from worker.models.qwen3_5_config import HybridTextConfig, parse_hybrid_text_config
-from worker.models.config import TextConfig, expert_sizes, need
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def parse_hybrid_moe_text_config(config: Mapping[str, Any], tied: bool) -> Hybri
     """
     num_experts, k, inner_size = expert_sizes(config)
     shared_size = need(config, "shared_expert_intermediate_size")
+    if shared_size < 1:
+        raise CheckpointError(f"config.json: text_config.shared_expert_intermediate_size {shared_size} is not served")
     text = parse_hybrid_text_config({"intermediate_size": 0, **config}, tied)  # no layer is dense
     moe = MoeShape(text.hidden_size, inner_size, num_experts, shared_inner_size=shared_size, shared_gated=True)
     return HybridMoeTextConfig(**vars(text), moe=moe, experts_per_token=k)

@@ -10,9 +10,9 @@ from typing import Any
 
 from worker.layers.moe import MoeMlp, MoeShape, softmax_topk
 from worker.layers.source import WeightSource
+from worker.models.config import TextConfig, expert_sizes
 from worker.models.decoder import FeedForward
 from worker.models.qwen3_vl import Qwen3VL
-from worker.models.config import TextConfig, expert_sizes
 from worker.models.qwen3_vl_config import parse_text_config
 
 

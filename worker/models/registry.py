@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from worker.models.base import CausalLM
 from worker.models.checkpoint import CheckpointError
+from worker.models.multimodal_lm import MultimodalLM
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Registry:
         """Served names, sorted."""
         return tuple(sorted(self._entries))
 
-    def resolve(self, architectures: Iterable[str]) -> tuple[str, type[CausalLM]]:
+    def resolve(self, architectures: Iterable[str]) -> tuple[str, type[MultimodalLM]]:
         """Return the first served name, and its class.
 
         Args:

@@ -138,7 +138,7 @@ class _Table:
                 shown = cell.strip()[:_SHOWN_CHARS]
                 what = f"is {shown!r}, not a finite float32" if shown else "is empty"
                 named = column < len(self._header)
-                name = f' ("{self._header[column][:_SHOWN_CHARS]}")' if named else ""
+                name = f" ({self._header[column][:_SHOWN_CHARS]!r})" if named else ""
                 message = f"Row {number}, column {column + 1}{name} of the series {what}."
                 raise MediaProblem(message, reason="SERIES_VALUE", field="media")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from gateway.media.rules import CLASS_DEFAULTS, Family
-from gateway.processor.base import Processor
+from gateway.processor.multimodal import MultimodalProcessor
 from gateway.served_model import default_options
 from tests.unit.gateway.processor import test_prompt_glm4v as glm
 from tests.unit.gateway.processor.prompt_fixtures import processor
@@ -29,7 +29,7 @@ def test_a_model_of_text_has_no_media_options() -> None:
     ("made", "family", "fps"),
     [(processor(), "qwen", 2.0), (glm.processor(), "glm4v", 2.0), (glm.processor(glm.Glm46VProcessor), "glm46v", None)],
 )
-def test_rules_are_shown(made: Processor, family: Family, fps: float | None) -> None:
+def test_rules_are_shown(made: MultimodalProcessor, family: Family, fps: float | None) -> None:
     """Budgets, bounds, and the rate where the family's rule has one."""
     options, rules = default_options(made), CLASS_DEFAULTS[family][1]
     assert options.image.max_pixels == made.rules.image_max_pixels

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.media.options import TimeSeriesOptions
 from gateway.media.source import DataUrl, FilePath, FrameList, HttpUrl, InlineBytes, UploadedId
-from gateway.processor.base import VideoLayout
+from gateway.processor.prompt import VideoLayout
 from gateway.validate import chat_request, generate_request
 from tessera.errors import InvalidArgument, ServeError, Unimplemented
 from tessera.tensors import from_array

@@ -155,6 +155,41 @@ async def test_cancellation_reaches_the_handler(method: str) -> None:
     assert events == []
 
 
+@pytest.mark.parametrize("method", METHODS)
+async def test_requests_that_are_no_messages(method: str) -> None:
+    """Bytes that do not parse are the caller's mistake, not ours: grpc.aio by itself would say UNKNOWN, and log it."""
+
+    async def act() -> None:
+        return None
+
+    class Reading(Service):
+        async def UploadMedia(self, requests: Any, context: Any) -> pb.UploadMediaResponse:  # noqa: N802
+            return pb.UploadMediaResponse(size_bytes=len([each async for each in requests]))
+
+    garbage = b"\xff" * 9
+    with structlog.testing.capture_logs() as events:
+        async with serving(Reading(act)) as stub:
+            multi = getattr(stub, method)
+            multi._request_serializer = lambda _: garbage
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(stub, method)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    info = error_details_pb2.ErrorInfo()
+    assert rpc_status.from_call(caught.value).details[0].Unpack(info)
+    assert info.reason == "MESSAGE_MALFORMED"
+    assert events == []
+
+
+async def test_long_names_do_not_break_the_status() -> None:
+    """A text or a path with a name of the caller's in it is cut before it outgrows what metadata may hold."""
+    name = "n" * 100_000
+    async with serving(failing(InvalidArgument(f"No {name}.", reason="NO_WAY", field=f"a[{name}]"))) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(stub, "GetModel")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(caught.value.details()) == 500
+
+
 async def test_errors_keep_their_cause_for_the_log() -> None:
     """A described error that was caused by another one still tells the client only its own text."""
     error = InvalidArgument("The picture cannot be read.", reason="IMAGE_UNREADABLE")

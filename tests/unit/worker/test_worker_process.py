@@ -50,7 +50,7 @@ def test_a_worker_starts_serves_and_stops(checkpoint, tmp_path):
         assert described.architecture == "Qwen3VLForConditionalGeneration"
         assert (described.max_model_len, described.vocab_size, described.hidden_size) == (256, 640, 64)
         assert len(described.fingerprint) == 64
-        assert described.special_token_ids.keys() == {"image", "video", "vision_start", "vision_end"}
+        assert described.special_token_ids.keys() == {"image", "video", "vision_start", "vision_end", "pad"}
         assert described.num_deepstack_layers == 2
         assert described.max_item_tokens > 0
         assert described.ops["linear"]

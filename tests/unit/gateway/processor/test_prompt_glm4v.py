@@ -10,10 +10,10 @@ import pytest
 import tokenizers
 
 from gateway.media.rules import CLASS_DEFAULTS
-from gateway.processor.base import Prompt, VideoLayout
 from gateway.processor.chat_template import ChatTemplate
 from gateway.processor.glm4v import Glm4vProcessor, Glm4vTokens, Glm46VProcessor
 from gateway.processor.messages import ChatMessage, MediaPart, TextPart
+from gateway.processor.prompt import Prompt, VideoLayout
 from gateway.processor.registry import REGISTRY, load_processor
 from gateway.processor.tokenizer import Tokenizer
 from tessera.errors import FailedPrecondition, InvalidArgument, ServeError

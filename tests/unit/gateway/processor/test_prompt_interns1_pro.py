@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import structlog
 
-from gateway.processor.base import Prompt, VideoLayout
 from gateway.processor.interns1_pro import InternS1ProProcessor
 from gateway.processor.messages import ChatMessage, MediaPart, TextPart
+from gateway.processor.prompt import Prompt, VideoLayout
 from gateway.processor.registry import load_processor
 from tessera.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from tessera.items import MultimodalItem, PlaceholderRange

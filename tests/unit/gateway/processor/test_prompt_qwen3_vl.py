@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.processor.base import Prompt, VideoLayout
 from gateway.processor.chat_template import ChatTemplate
 from gateway.processor.messages import ChatMessage, MediaPart, TextPart
+from gateway.processor.prompt import Prompt, VideoLayout
 from gateway.processor.vision_tokens import VisionTokens
 from tessera.errors import FailedPrecondition, InvalidArgument, ServeError, Unimplemented
 from tessera.items import MultimodalItem

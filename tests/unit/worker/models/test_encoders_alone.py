@@ -80,3 +80,11 @@ def test_items_of_a_batch_have_equally_many_deepstack_layers(tmp_path: Path) -> 
     assert completed.deepstack is not None
     assert completed.deepstack.shape == (1, 3, checkpoints.HIDDEN)
     assert not completed.deepstack.any()
+
+
+def test_heads_divide_the_tower(tmp_path: Path) -> None:
+    """A tower whose heads do not divide its width is refused before any weight is read, naming both."""
+    config = checkpoints.config()
+    config["vision_config"]["num_heads"] = 3
+    with pytest.raises(CheckpointError, match="num_heads 3 does not divide hidden_size 16"):
+        load_model(checkpoints.write(tmp_path, None, config))

@@ -11,8 +11,9 @@ import pytest
 
 from worker.models.base import GenerationDefaults
 from worker.models.checkpoint import CheckpointError
+from worker.models.config import rope_parameters
 from worker.models.info import read_generation_defaults, read_processor_limits, read_token_ids
-from worker.models.qwen3_vl_config import parse_text_config, rope_parameters
+from worker.models.qwen3_vl_config import parse_text_config
 
 
 def write(path: Path, name: str, content: dict[str, Any]) -> None:
@@ -78,14 +79,14 @@ def test_statistics_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 )
 def test_both_spellings_of_rope(config: dict[str, Any]) -> None:
     """The older and the newer style of config give the same base and sections."""
-    theta, parameters = rope_parameters(config)
+    theta, parameters = rope_parameters(config, 1e4)
     assert (theta, parameters["mrope_section"]) == (5e6, [24, 20, 20])
 
 
 def test_a_scaled_rope_is_refused() -> None:
     """A rope type that changes the frequencies is not served, and says so."""
     with pytest.raises(CheckpointError, match="yarn"):
-        rope_parameters({"rope_scaling": {"rope_type": "yarn", "factor": 4}})
+        rope_parameters({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, 1e4)
 
 
 def test_another_activation_is_refused() -> None:

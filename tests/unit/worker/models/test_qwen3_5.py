@@ -18,7 +18,7 @@ from worker.models.base import CausalLM, ForwardBatch
 from worker.models.checkpoint import CheckpointError
 from worker.models.loader import load_model
 from worker.models.qwen3_5_config import FULL, LINEAR, parse_hybrid_text_config
-from worker.models.qwen3_5_moe import parse_hybrid_moe_text_config
+from worker.models.qwen3_5_moe import Qwen3_5Moe, parse_hybrid_moe_text_config
 
 Names = Callable[[str], str]
 
@@ -200,7 +200,7 @@ def test_defaults_are_those_of_transformers() -> None:
         ({"rope_parameters": {"partial_rotary_factor": 0.05}}, "partial_rotary_factor 0.05"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
         ({"num_experts": None}, "num_experts is missing"),
-        ({"shared_expert_intermediate_size": 0}, "shared_expert_intermediate_size is missing"),
+        ({"shared_expert_intermediate_size": 0}, "shared_expert_intermediate_size 0"),
         ({"num_experts_per_tok": 5}, "num_experts_per_tok is 5"),
     ],
 )
@@ -208,3 +208,18 @@ def test_a_config_that_is_not_served_is_named(change: dict[str, Any], message: s
     """The error says which field."""
     with pytest.raises(CheckpointError, match=message):
         parse_hybrid_moe_text_config(tiny.TEXT | tiny.MOE | change, tied=False)
+
+
+@pytest.mark.parametrize(
+    "wide",
+    [
+        {"linear_value_head_dim": 1000},
+        {"num_attention_heads": 1000},
+        {"moe_intermediate_size": 1000},
+        {"shared_expert_intermediate_size": 1000},
+    ],
+)
+def test_any_kind_of_layer_may_be_the_widest(wide: dict[str, Any]) -> None:
+    """The memory that is planned for a token grows with whichever layer needs most."""
+    plain, wider = (parse_hybrid_moe_text_config(tiny.TEXT | tiny.MOE | change, tied=False) for change in ({}, wide))
+    assert Qwen3_5Moe.layer_width(wider) > 2 * Qwen3_5Moe.layer_width(plain)
