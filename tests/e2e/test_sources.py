@@ -2,8 +2,6 @@
 
 import base64
 import hashlib
-import http.server
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,81 +9,17 @@ import pytest
 
 from tessera.v1 import inference_service_pb2 as pb
 from tests.e2e.harness import Flags, Pair, Pairs, wait_until
+from tests.e2e.site import Site
 from tests.e2e.status import assert_says_nothing_of_the_inside, outcome
 from tests.parity.cases import CLIP, SMALL, Case, chat_request, user
 
 ASK = Case("ask", (user(SMALL, CLIP, "What is this?"),))
 
 
-class Site:
-    """A web server on loopback that serves good files, large ones, slow ones and redirects."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.open = 0
-        self.release = threading.Event()
-        site = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                site.asked.append(self.path)
-                site.open += 1
-                try:
-                    site.answer(self)
-                except (BrokenPipeError, ConnectionResetError):
-                    return
-                finally:
-                    site.open -= 1
-
-            def log_message(self, format: str, *args: object) -> None:
-                return
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
-        """Serve one path."""
-        files = {"/a.png": SMALL.file, "/b.avi": CLIP.file, "/text": b"no picture"}
-        if handler.path.startswith("/to/"):
-            handler.send_response(302)
-            handler.send_header("Location", base64.urlsafe_b64decode(handler.path[4:]).decode())
-            handler.end_headers()
-        elif handler.path in files:
-            handler.send_response(200)
-            handler.send_header("Content-Length", str(len(files[handler.path])))
-            handler.end_headers()
-            handler.wfile.write(files[handler.path])
-        elif handler.path in ("/slow", "/endless"):
-            handler.send_response(200)
-            handler.end_headers()
-            while not self.release.wait(0.01):
-                handler.wfile.write(bytes(1 if handler.path == "/slow" else 65536))
-                handler.wfile.flush()
-        else:
-            handler.send_error(404)
-
-    def url(self, path: str) -> str:
-        """The address of a path."""
-        return f"http://localhost:{self.port}{path}"
-
-    def redirect_to(self, target: str) -> str:
-        """The address of a redirect."""
-        return self.url("/to/" + base64.urlsafe_b64encode(target.encode()).decode())
-
-    def stop(self) -> None:
-        """End the server."""
-        self.release.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     """One web server for the module."""
-    served = Site()
+    served = Site({"/a.png": SMALL.file, "/b.avi": CLIP.file, "/text": b"no picture"})
     yield served
     served.stop()
 

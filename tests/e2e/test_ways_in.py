@@ -1,9 +1,7 @@
 """Each family takes each modality by every way in, and answers as for inline bytes; README names these tests."""
 
-import http.server
 import io
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 
 from tessera.v1 import inference_service_pb2 as pb
 from tests.e2e.harness import Flags, Pair, Pairs
+from tests.e2e.site import Site
 from tests.e2e.ways import FILE_WAYS, FRAME_WAYS, VISUAL_WAYS, Scene, media_of
 from tests.parity.cases import CLIP, CLIP_B, SMALL, TALL, Case, chat_request, user
 from tests.parity.families import FAMILIES
@@ -26,45 +25,10 @@ MEDIA = {"image": (SMALL, TALL), "video": (CLIP, CLIP_B)}
 MIMES = {"image": "image/png", "video": "video/x-msvideo", "time_series": "application/x-npy"}
 
 
-class Shelf:
-    """A web server on loopback that serves what it is given."""
-
-    def __init__(self) -> None:
-        files: dict[str, bytes] = {}
-        self._files = files
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(files[self.path])))
-                self.end_headers()
-                self.wfile.write(files[self.path])
-
-            def log_message(self, format: str, *args: object) -> None:
-                return
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def put(self, data: bytes) -> str:
-        """Serve bytes and return their address."""
-        name = f"/{len(self._files)}"
-        self._files[name] = data
-        return f"http://localhost:{self.port}{name}"
-
-    def stop(self) -> None:
-        """End the server."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture(scope="module")
-def shelf() -> Iterator[Shelf]:
+def site() -> Iterator[Site]:
     """One web server for the module."""
-    served = Shelf()
+    served = Site()
     yield served
     served.stop()
 
@@ -76,16 +40,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def scene_of(pairs: Pairs, tiny: Callable[[str], Path], shelf: Shelf, root: Path) -> Callable[[str, str], Scene]:
+def scene_of(pairs: Pairs, tiny: Callable[[str], Path], site: Site, root: Path) -> Callable[[str, str], Scene]:
     """What a way may use, for a family and a modality."""
 
     def make(family: str, modality: str) -> Scene:
         model = tiny("5.x" if family == "qwen3_vl" else family)
-        allowed = ("--allow-url-host", f"localhost:{shelf.port}", "--allow-url-network", "127.0.0.0/8")
+        allowed = ("--allow-url-host", f"localhost:{site.port}", "--allow-url-network", "127.0.0.0/8")
         pair: Pair = pairs.get(Flags(model, gateway=(*allowed, "--media-root", str(root))))
         patches = dict(FAMILIES[family].patches) if family in FAMILIES else {}
         file = media_of(request_for(modality)).data
-        return Scene(pair, model, modality, file, MIMES[modality], shelf.put, root, patches)
+        return Scene(pair, model, modality, file, MIMES[modality], site.put, root, patches)
 
     return make
 

@@ -12,7 +12,7 @@ import pytest
 from worker.models.base import GenerationDefaults
 from worker.models.checkpoint import CheckpointError
 from worker.models.config import rope_parameters
-from worker.models.info import read_generation_defaults, read_processor_limits, read_token_ids
+from worker.models.info import read_generation_defaults, read_processor_limits, read_token_id, read_token_ids
 from worker.models.qwen3_vl_config import parse_text_config
 
 
@@ -21,14 +21,18 @@ def write(path: Path, name: str, content: dict[str, Any]) -> None:
     (path / name).write_text(json.dumps(content))
 
 
-def test_stop_ids_come_from_the_nearest_source(tmp_path: Path) -> None:
-    """generation_config.json wins over config.json, which wins over the tokenizer."""
-    write(tmp_path, "tokenizer_config.json", {"eos_token": {"content": "<end>"}})
+@pytest.mark.parametrize("name", ["eos", "bos", "pad"])
+def test_ids_come_from_the_nearest_source(name: str, tmp_path: Path) -> None:
+    """generation_config.json wins over the text config, which wins over config.json, which wins over the tokenizer."""
+    key = f"{name}_token_id"
+    write(tmp_path, "tokenizer_config.json", {f"{name}_token": {"content": "<end>"}})
     write(tmp_path, "tokenizer.json", {"added_tokens": [{"id": 7, "content": "<x>"}, {"id": 9, "content": "<end>"}]})
-    assert read_token_ids(tmp_path, {}, "eos") == (9,)
-    assert read_token_ids(tmp_path, {"text_config": {"eos_token_id": 4}}, "eos") == (4,)
-    write(tmp_path, "generation_config.json", {"eos_token_id": [1, 2]})
-    assert read_token_ids(tmp_path, {"text_config": {"eos_token_id": 4}}, "eos") == (1, 2)
+    assert read_token_ids(tmp_path, {}, name) == (9,)
+    assert read_token_ids(tmp_path, {key: 3, "text_config": {}}, name) == (3,)
+    assert read_token_ids(tmp_path, {key: 3, "text_config": {key: 4}}, name) == (4,)
+    write(tmp_path, "generation_config.json", {key: [1, 2]})
+    assert read_token_ids(tmp_path, {"text_config": {key: 4}}, name) == (1, 2)
+    assert read_token_id(tmp_path, {"text_config": {key: 4}}, name) == 1
 
 
 def test_no_stop_id_anywhere(tmp_path: Path) -> None:
