@@ -236,7 +236,10 @@ class Pair:
                 found.append(f"{worker.address}: {worker.free_blocks} free + {worker.cached_blocks} cached blocks")
             if not worker.total_blocks:
                 found.append(f"{worker.address}: no blocks at all")
-        found += [f"left behind: {path}" for path in self.scratch.rglob("*") if path.is_file() or _is_job(path, self)]
+        # A walk passes over folders that are removed meanwhile, where a glob would fail.
+        for folder, folders, files in os.walk(self.scratch):
+            jobs = folders if Path(folder) != self.scratch else []  # inside the pool's own folder, which stays
+            found += [f"left behind: {Path(folder, name)}" for name in (*jobs, *files)]
         return found
 
     def assert_idle(self) -> None:
@@ -268,11 +271,6 @@ class Pair:
         for program in (*self.workers, *([self.gateway] if hasattr(self, "gateway") else [])):
             if program.running:
                 program.kill()
-
-
-def _is_job(path: Path, pair: Pair) -> bool:
-    """Whether a folder is one job's, inside the pool's own."""
-    return path.is_dir() and len(path.relative_to(pair.scratch).parts) > 1
 
 
 class Pairs:
