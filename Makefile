@@ -8,7 +8,7 @@ STUBS   := $(PROTOS:.proto=_pb2.py)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install protos kernels lint format test unit parity e2e bench demo serve up train eval clean
+.PHONY: help install protos kernels emulator lint format test unit parity e2e bench demo serve up train eval clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -27,8 +27,11 @@ protos: $(STUBS) ## Python stubs beside the protos
 protos/tessera/v1/%_pb2.py: protos/tessera/v1/%.proto | $(VENV)/.installed
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos $<
 
-kernels: $(VENV)/.installed ## native CPU libraries (resize, attention)
+kernels: $(VENV)/.installed ## native libraries: CPU ops, resize, and CUDA ops where nvcc is
 	$(BIN)/python kernels/build.py
+
+emulator: $(VENV)/.installed ## the CUDA ops compiled for the CPU, for tests without a GPU
+	$(BIN)/python kernels/build.py --emulator-only
 
 $(BUF):
 	npm install --no-save --no-package-lock --silent @bufbuild/buf@1.75.0
@@ -47,13 +50,13 @@ format: install $(BUF) ## put code and protos in shape
 	$(BIN)/ruff format .
 	$(BUF) format -w protos
 
-test: install ## all tests
+test: install emulator ## all tests
 	$(BIN)/pytest
 
-unit: install ## tests without servers
+unit: install emulator ## tests without servers
 	$(BIN)/pytest tests/unit tests/rules
 
-parity: install ## comparisons with transformers
+parity: install emulator ## comparisons with transformers
 	$(BIN)/pytest tests/parity
 
 e2e: install ## tests of the real pair

@@ -207,4 +207,6 @@ def worker_status(link: WorkerLink) -> pb.WorkerStatus:
         status.dtype = link.description.dtype
         for op, implementation in link.description.ops.items():
             status.ops[op] = implementation
+        for op, reason in link.description.op_reasons.items():
+            status.op_reasons[op] = reason
     return status

@@ -17,7 +17,7 @@ from tessera.checkpoint import resolve_model_dir
 from tessera.errors import FailedPrecondition
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
-from tessera_kernels import invariance
+from tessera_kernels import cuda, invariance, ops
 from worker.engine.engine import Engine
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.sequence import SequenceGroup, SequenceItem, TokenSpan
@@ -61,13 +61,19 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
         progress=lambda share: report("loading", share),
     )
     if settings.batch_invariant:
-        refuse_variance(invariance.head_obstacle(model.head_dim))
+        refuse_variance(invariance.head_obstacle(model.head_dim, model.dtype, model.device))
     loaded = time.monotonic()
+    cuda.wait_after_launches(settings.check_launches)
+    if not settings.check_launches:
+        model.record()  # before memory is shared out: recordings keep theirs
     config = size_engine(model, engine_options(settings), free_bytes(model.device))
     engine = Engine(config, model)
     states = engine.runner.kv_cache.states
     report("warming", 0.0)
+    log_ops(model)
     warm_up(engine)
+    if not settings.check_launches:
+        engine.runner.record()
     log.info(
         "model_ready",
         architecture=model.info.architecture,
@@ -101,6 +107,15 @@ def pick_device(name: str) -> torch.device:
             reason="NO_GPU",
         )
     return torch.device("cuda", 0) if name == "cuda" else torch.device(name)
+
+
+def log_ops(model: CausalLM) -> None:
+    """Log which implementation each op has, one line for each implementation and reason."""
+    by_choice: dict[ops.Choice, list[str]] = {}
+    for op, choice in ops.implementations(model.dtype, model.device, model.head_dims).items():
+        by_choice.setdefault(choice, []).append(op)
+    for choice, names in by_choice.items():
+        log.info("ops_chosen", implementation=choice.implementation, reason=choice.reason, ops=names)
 
 
 def refuse_variance(obstacle: str | None) -> None:

@@ -35,6 +35,13 @@ class WorkerSettings:
             "preemptions or --threads; float32 on the CPU, with the C++ library built, or the worker refuses to start"
         },
     )
+    check_launches: bool = field(
+        default=False,
+        metadata={
+            "help": "wait after every launch of a CUDA op, so that an error names its op; slow, and steps are not "
+            "recorded as CUDA graphs"
+        },
+    )
     disable_vision_encoder: bool = field(
         default=False, metadata={"help": "leave the vision weights unread and refuse images and clips"}
     )

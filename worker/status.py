@@ -77,6 +77,7 @@ def describe_engine(engine: "Engine", model_dir: Path) -> pb.DescribeResponse:
 
     model, info, config = engine.model, engine.model.info, engine.config
     special = {role: getattr(info, name) for role, name in SPECIAL_TOKENS.items()}
+    chosen = ops.implementations(model.dtype, model.device, model.head_dims)
     return pb.DescribeResponse(
         version=__version__,
         architecture=info.architecture,
@@ -97,7 +98,8 @@ def describe_engine(engine: "Engine", model_dir: Path) -> pb.DescribeResponse:
         max_item_tokens=config.max_item_tokens if info.modalities else 0,
         device=str(model.device),
         dtype=info.dtype,
-        ops=ops.implementations(model.dtype, model.device, model.head_dims),
+        ops={op: choice.implementation for op, choice in chosen.items()},
+        op_reasons={op: choice.reason for op, choice in chosen.items()},
         weight_bytes=model.weight_bytes,
     )
 

@@ -161,13 +161,40 @@ def qk_norm_rope(
     num_kv_heads: int,
     head_dim: int,
 ) -> None:
-    """See `reference.qk_norm_rope`; without weights the heads are only rotated."""
+    """See `reference.qk_norm_rope`."""
     assert qkv.is_contiguous() and cos.is_contiguous() and sin.is_contiguous()
+    if cos.dim() == 3:
+        _turn_groups(qkv, q_weight, k_weight, eps, cos, sin, num_heads, num_kv_heads, head_dim)
+        return
     native().tessera_qk_norm_rope(
         qkv.data_ptr(), qkv.shape[1], None if q_weight is None else q_weight.data_ptr(),
         None if k_weight is None else k_weight.data_ptr(), eps, cos.data_ptr(), sin.data_ptr(), cos.shape[1],
         qkv.shape[0], num_heads, num_kv_heads, head_dim, torch.get_num_threads(),
     )  # fmt: skip
+
+
+def _turn_groups(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> None:
+    """Do `qk_norm_rope` where each key head has its own table: seen as that many more rows with one key head each."""
+    heads, group = qkv.unflatten(1, (-1, head_dim)), num_heads // num_kv_heads
+    query = heads[:, :num_heads].unflatten(1, (num_kv_heads, group))
+    key = heads[:, num_heads : num_heads + num_kv_heads].unsqueeze(2)
+    rows = torch.cat((query, key), dim=2)
+    qk_norm_rope(
+        rows.view(-1, (group + 1) * head_dim), q_weight, k_weight, eps, cos.flatten(0, 1), sin.flatten(0, 1),
+        group, 1, head_dim,
+    )  # fmt: skip
+    query.copy_(rows[:, :, :group])
+    key.copy_(rows[:, :, group:])
 
 
 def store_kv(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from tessera_kernels import cpu
+from tessera_kernels import cpu, cuda
 
 _PIECE = 1024  # numbers: whole vectors, and too few for torch to share them out to threads
 _VECTOR = 64  # numbers: a multiple of what torch takes at once
@@ -43,8 +43,10 @@ def using(on: bool) -> Iterator[None]:
 
 def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
     """Return why the mode cannot hold for a model of this type here, as the end of a sentence; None where it can."""
+    if cuda.runs_on(device, dtype):
+        return None
     if device.type != "cpu":
-        return f"it is built for the CPU and this worker runs on {device.type}"
+        return f"the CUDA ops do not run here: {cuda.reason()}"
     if dtype is not torch.float32:
         return f"it is built for float32 and the model runs in {str(dtype).removeprefix('torch.')}"
     if not cpu.available():
@@ -52,9 +54,9 @@ def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
     return None
 
 
-def head_obstacle(head_dim: int) -> str | None:
+def head_obstacle(head_dim: int, dtype: torch.dtype, device: torch.device) -> str | None:
     """Return why it cannot hold for a language model with heads of this size; None where it can."""
-    if head_dim % cpu.lanes():
+    if not cuda.runs_on(device, dtype) and head_dim % cpu.lanes():
         return f"the language model's heads of {head_dim} are no whole vectors of {cpu.lanes()} here"
     return None
 

@@ -3,7 +3,7 @@
 A weight is made empty, filled row range by row range from the checkpoint's mapped file, then sealed; so loading needs
 no second copy. `create` picks the implementation:
 
-- "torch": row-major, `F.linear` (CUDA, and CPU types without a kernel);
+- "torch": row-major, `F.linear` (CUDA, where our own ops add what follows the product, and CPU types without a kernel);
 - "onednn": fp32 on the CPU where our library is not built;
 - "cpp": fp32 on the CPU, panels of 16 output rows, our own GEMM.
 
@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from tessera_kernels import cpu, invariance, reference
+from tessera_kernels import cpu, cuda, invariance, reference
 from tessera_kernels.memory import Arena
 
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "swiglu")
@@ -75,6 +75,19 @@ class LinearWeight(ABC):
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Return activation(x @ weight.T + bias). x: (n, in_features) -> (n, out_features), swiglu: half of it."""
 
+    def deferred(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the result as `apply` does, and a bias that is still to be added to it.
+
+        What reads a product next, as a norm, can add its bias on the way and save a pass over it.
+
+        Args:
+            x: (n, in_features).
+
+        Returns:
+            What `apply` returns, less the bias where one is given; (out_features,), None where nothing is missing.
+        """
+        return self.apply(x), None
+
     @abstractmethod
     def read_rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Return rows by index, as a tied embedding does. ids: (n,) int64 -> (n, in_features)."""
@@ -111,7 +124,31 @@ class TorchWeight(LinearWeight):
         self.weight[start : start + rows.shape[0]].copy_(rows)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        return _activate(F.linear(x, self.weight, self.bias), self.activation)
+        if not cuda.serves(x):
+            return _activate(F.linear(x, self.weight, self.bias), self.activation)
+        if self.activation in ("gelu", "gelu_tanh"):
+            out = self._product(x, None)
+            cuda.ops().bias_gelu(out, self.bias, self.activation == "gelu_tanh")
+            return out
+        out = self._product(x, self.bias)
+        return cuda.ops().swiglu(out) if self.activation == "swiglu" else out
+
+    def deferred(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.activation == "none" and cuda.serves(x):
+            return self._product(x, None), self.bias
+        return self.apply(x), None
+
+    def _product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return x @ weight.T + bias on CUDA.
+
+        cuBLAS chooses how it cuts a sum by the number of rows; our grouped product, with one group, does not.
+        """
+        if not invariance.enabled():
+            return F.linear(x, self.weight, bias)
+        rows = torch.arange(x.shape[0], dtype=torch.int32, device=x.device)
+        starts = torch.arange(2, dtype=torch.int32, device=x.device) * x.shape[0]
+        out = cuda.ops().grouped_linear(x.contiguous(), self.weight[None], rows, starts, False)
+        return out if bias is None else out.add_(bias)
 
     def read_rows(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.weight)
@@ -126,6 +163,8 @@ class OneDnnWeight(TorchWeight):
     def seal(self) -> None:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, _ONEDNN_BATCH_HINT)
         del self.weight
+
+    deferred = LinearWeight.deferred
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         fused, algorithm = ("gelu", "tanh") if self.activation == "gelu_tanh" else ("none", "")
@@ -196,6 +235,8 @@ def implementation(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def _choose(dtype: torch.dtype, device: torch.device) -> type[LinearWeight]:
+    if cuda.runs_on(device, dtype):
+        return TorchWeight
     if device.type == "cpu" and dtype is torch.float32 and cpu.available():
         return CppWeight
     if device.type == "cpu" and dtype is torch.float32 and torch.backends.mkldnn.is_available():

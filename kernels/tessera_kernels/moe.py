@@ -3,10 +3,11 @@
 The weights of all experts of a layer are one store, made empty and filled expert by expert from the checkpoint's mapped
 file, then sealed; so loading needs no second copy. `create` picks the implementation by device and type:
 
-- "torch": row-major, a loop over the experts that were chosen (the reference, and what runs on CUDA so far);
-- "cpp": fp32 on the CPU, panels of 16 output rows, our own grouped product.
+- "torch": row-major, a loop over the experts that were chosen, whose counts the host waits for (the reference);
+- "cpp": fp32 on the CPU, panels of 16 output rows, our own grouped product;
+- "cuda": row-major, our own grouped product, which the host learns nothing of.
 
-Next: kernels/tessera_kernels/linear.py
+Next: kernels/tessera_kernels/routing.py
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 
-from tessera_kernels import cpu, invariance, reference
+from tessera_kernels import cpu, cuda, invariance, reference
 from tessera_kernels.linear import ARENA, PANEL, pack_matrix
 
 
@@ -58,8 +59,26 @@ class ExpertWeights(ABC):
         """Finish the packing; nothing is written after it."""
 
     @abstractmethod
-    def apply(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Send each token to its experts and add up what they say; see `grouped_experts`."""
+    def apply(
+        self,
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        shared: torch.Tensor | None = None,
+        shared_gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Send each token to its experts and add up what they say, and what the shared expert has said.
+
+        Args:
+            x: (n, hidden_size).
+            experts: (n, k), each in [0, num_experts), as `routing.choose_experts` returns them.
+            weights: fp32 (n, k).
+            shared: (n, hidden_size), the shared expert's answers; None: there is none.
+            shared_gate: (n, 1), logits by whose sigmoid they count; None: they count in full.
+
+        Returns:
+            (n, hidden_size), type of x.
+        """
 
     @property
     def size_bytes(self) -> int:
@@ -85,8 +104,35 @@ class TorchExperts(ExpertWeights):
     def write_down(self, expert: int, start: int, rows: torch.Tensor) -> None:
         self.down[expert, start : start + rows.shape[0]].copy_(rows)
 
-    def apply(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        return grouped_experts(x, experts, weights, self.gate_up, self.down)
+    def apply(
+        self,
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        shared: torch.Tensor | None = None,
+        shared_gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return _add_shared(grouped_experts(x, experts, weights, self.gate_up, self.down), shared, shared_gate)
+
+
+class CudaExperts(TorchExperts):
+    """Row-major, multiplied by our own grouped product; see csrc/grouped_gemm.cu."""
+
+    implementation = "cuda"
+
+    def apply(
+        self,
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        shared: torch.Tensor | None = None,
+        shared_gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        ops = cuda.ops()
+        order, starts = ops.sort_by_expert(experts.to(torch.int32).contiguous(), self.num_experts)
+        inner = ops.grouped_linear(x.contiguous(), self.gate_up, order, starts, True)
+        answers = ops.grouped_linear(inner, self.down, order, starts, False)
+        return ops.combine_experts(answers, weights.contiguous(), shared, shared_gate)
 
 
 class CppExperts(ExpertWeights):
@@ -112,7 +158,14 @@ class CppExperts(ExpertWeights):
     def write_down(self, expert: int, start: int, rows: torch.Tensor) -> None:
         pack_matrix(rows, start, self.hidden_size, False, self._down[expert])
 
-    def apply(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def apply(
+        self,
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        shared: torch.Tensor | None = None,
+        shared_gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         assert x.dtype is weights.dtype is torch.float32 and experts.dtype is torch.int64
         assert x.shape[1] == self.hidden_size and experts.shape == weights.shape and experts.shape[0] == x.shape[0]
         x, experts, weights = x.contiguous(), experts.contiguous(), weights.contiguous()
@@ -122,7 +175,7 @@ class CppExperts(ExpertWeights):
             out.data_ptr(), x.shape[0], experts.shape[1], self.num_experts, self.hidden_size, self.inner_size,
             invariance.enabled(), torch.get_num_threads(),
         )  # fmt: skip
-        return out
+        return _add_shared(out, shared, shared_gate)
 
 
 def grouped_experts(
@@ -153,6 +206,12 @@ def grouped_experts(
     return (out.view(num_tokens, choices, x.shape[1]).float() * weights[..., None]).sum(1).to(x.dtype)
 
 
+def _add_shared(out: torch.Tensor, shared: torch.Tensor | None, gate: torch.Tensor | None) -> torch.Tensor:
+    if shared is None:
+        return out
+    return out + shared if gate is None else out.addcmul_(shared, invariance.elementwise(torch.sigmoid, gate))
+
+
 def create(
     num_experts: int, hidden_size: int, inner_size: int, dtype: torch.dtype, device: torch.device
 ) -> ExpertWeights:
@@ -166,4 +225,6 @@ def implementation(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def _choose(dtype: torch.dtype, device: torch.device) -> type[ExpertWeights]:
+    if cuda.runs_on(device, dtype):
+        return CudaExperts
     return CppExperts if device.type == "cpu" and dtype is torch.float32 and cpu.available() else TorchExperts

@@ -71,9 +71,18 @@ def rotary_table(positions: torch.Tensor, inv_freq: torch.Tensor, axes: torch.Te
 
 
 def rotate_half(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the first 2 * half elements of each head by half-split pairs. x: (n, heads, dim), cos, sin: (n, half)."""
+    """Rotate the first 2 * half elements of each head by half-split pairs.
+
+    Args:
+        x: (n, heads, dim).
+        cos: fp32 (n, half), or (n, tables, half), each table for heads / tables neighbouring heads; sin likewise.
+        sin: see cos.
+    """
     half = cos.shape[-1]
-    cos, sin = cos[:, None], sin[:, None]
+    if cos.dim() == 2:
+        cos, sin = cos[:, None], sin[:, None]
+    elif cos.shape[1] != x.shape[1]:
+        cos, sin = (table.repeat_interleave(x.shape[1] // table.shape[1], dim=1) for table in (cos, sin))
     first, second = x[..., :half].float(), x[..., half : 2 * half].float()
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
     return turned if 2 * half == x.shape[-1] else torch.cat((turned, x[..., 2 * half :]), dim=-1)
@@ -81,28 +90,36 @@ def rotate_half(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 def qk_norm_rope(
     qkv: torch.Tensor,
-    q_weight: torch.Tensor,
-    k_weight: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
     eps: float,
     cos: torch.Tensor,
     sin: torch.Tensor,
     num_heads: int,
     num_kv_heads: int,
+    head_dim: int | None = None,
 ) -> None:
     """Norm each query and key head by RMS, then rotate it, *in place*.
 
     Args:
         qkv: (n, heads * head_dim), queries, keys, values side by side, and whatever follows.
-        q_weight: (head_dim,); k_weight likewise.
+        q_weight: (head_dim,), None: no norm; k_weight likewise.
+        k_weight: see q_weight.
         eps: of the norm.
-        cos: fp32 (n, half); sin likewise.
+        cos: fp32 (n, half), half <= head_dim / 2, or (n, num_kv_heads, half) where each key head and its queries have
+            their own; sin likewise.
+        sin: see cos.
         num_heads: query heads.
         num_kv_heads: key heads, and as many value heads.
+        head_dim: elements of a head; None: as many as weights.
     """
-    heads = qkv.view(qkv.shape[0], -1, q_weight.shape[0])
+    if head_dim is None:
+        assert q_weight is not None
+        head_dim = q_weight.shape[0]
+    heads = qkv.unflatten(1, (-1, head_dim))
     query, key = heads[:, :num_heads], heads[:, num_heads : num_heads + num_kv_heads]
-    query.copy_(rotate_half(rms_norm(query, q_weight, eps), cos, sin))
-    key.copy_(rotate_half(rms_norm(key, k_weight, eps), cos, sin))
+    for part, weight in ((query, q_weight), (key, k_weight)):
+        part.copy_(rotate_half(part if weight is None else rms_norm(part, weight, eps), cos, sin))
 
 
 def rope_qk(
@@ -113,8 +130,30 @@ def rope_qk(
     See `qk_norm_rope` for the arguments.
     """
     key_heads = num_heads if num_kv_heads is None else num_kv_heads
-    heads = qkv.view(qkv.shape[0], num_heads + 2 * key_heads, -1)[:, : num_heads + key_heads]
-    heads.copy_(rotate_half(heads, cos, sin))
+    head_dim = qkv.shape[1] // (num_heads + 2 * key_heads)
+    qk_norm_rope(qkv, None, None, 0.0, cos, sin, num_heads, key_heads, head_dim)
+
+
+def qkv_prepare(
+    qkv: torch.Tensor, bias: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor, num_heads: int, padded_dim: int
+) -> torch.Tensor:
+    """Return queries, keys and values of a vision tower in the order of attention.
+
+    Args:
+        qkv: (n, 3 * num_heads * head_dim), queries, keys, values side by side.
+        bias: (3 * num_heads * head_dim,), added first, or None.
+        cos: fp32 (n, half), half <= head_dim / 2, of queries and keys; sin likewise.
+        sin: see cos.
+        num_heads: heads of each.
+        padded_dim: columns of a head in the result; those beyond head_dim are zero.
+
+    Returns:
+        (3, n, num_heads, padded_dim).
+    """
+    wide = qkv.float() if bias is None else qkv.float() + bias.float()
+    query, key, value = wide.unflatten(1, (3, num_heads, -1)).unbind(1)
+    prepared = torch.stack((rotate_half(query, cos, sin), rotate_half(key, cos, sin), value)).to(qkv.dtype)
+    return F.pad(prepared, (0, padded_dim - prepared.shape[-1]))
 
 
 def store_kv(
@@ -125,8 +164,11 @@ def store_kv(
     Args:
         key: (n, num_kv_heads, head_dim); value likewise.
         key_cache: (num_blocks, num_kv_heads, block_size, head_dim); value_cache likewise.
-        slots: (n,) int64, block_id * block_size + offset.
+        slots: (n,) int64, block_id * block_size + offset; a token of a negative one is written nowhere.
     """
+    if bool((slots < 0).any()):
+        kept = slots >= 0
+        key, value, slots = key[kept], value[kept], slots[kept]
     block_size = key_cache.shape[2]
     blocks, offsets = slots // block_size, slots % block_size
     key_cache[blocks, :, offsets] = key

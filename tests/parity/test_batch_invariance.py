@@ -28,6 +28,7 @@ from worker.engine.output import Logprob
 from worker.engine.sampler import Draw, Sampler
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.sequence import Sequence, SequenceGroup, SequenceItem, TokenSpan
+from worker.layers.graph import Recorder as GraphRecorder
 from worker.models.base import CausalLM, EncoderInput
 from worker.models.loader import load_model
 
@@ -212,9 +213,11 @@ def finish(engine: Engine) -> None:
         assert all(update.failure is None for update in engine.step().updates)
 
 
-def run_mix(mix: Mix, family: Family) -> tuple[Engine, Recorder]:
-    """Run a mix to its end."""
+def run_mix(mix: Mix, family: Family, record: GraphRecorder | None = None) -> tuple[Engine, Recorder]:
+    """Run a mix to its end, decode steps recorded where something records."""
     engine, recorder = make_engine(family.model, **mix.limits)
+    if record is not None:
+        engine.runner.record(record)
     torch.set_num_threads(mix.threads)
     try:
         for turn in range(mix.turns):

@@ -15,10 +15,12 @@ from worker.engine.config import EngineConfig
 from worker.engine.encoder_cache import ItemKey
 from worker.engine.schedule import Chunk
 from worker.engine.sequence import Sequence
+from worker.engine.upload import Upload
 from worker.models.base import EncoderOutput, ForwardBatch
 
 EncodedItem = Callable[[ItemKey], EncoderOutput]
-Rows = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+Rows = tuple[torch.Tensor | None, np.ndarray, torch.Tensor | None]
+_NO_ROWS = np.zeros(0, np.int64)
 
 
 class BatchBuilder:
@@ -33,7 +35,7 @@ class BatchBuilder:
     def __init__(self, config: EngineConfig, device: torch.device, has_state: bool = False) -> None:
         self._has_state = has_state
         self._block_size = config.block_size
-        self._device = device
+        self._upload = Upload(device)
         self._max_blocks = config.blocks_for(config.max_model_len)
         tokens, sequences = config.max_batched_tokens, config.max_sequences
         self._input_ids = np.zeros(tokens, np.int64)
@@ -67,19 +69,32 @@ class BatchBuilder:
             if chunk.samples:
                 wanted.append(row - 1)
         embeds, rows, deepstack = self._gather(chunks, starts, encoded)
+        input_ids, axes, slots, tables, context_lens, query_start, indices, states, item_rows = self._upload(
+            [
+                self._input_ids[:num_tokens],
+                positions,
+                self._slots[:num_tokens],
+                self._block_tables(chunks),
+                np.array(kv_lens, np.int32),
+                starts,
+                np.array(wanted, np.int64),
+                self._states(chunks),
+                rows,
+            ]
+        )
         return ForwardBatch(
-            input_ids=self._tensor(self._input_ids[:num_tokens]),
-            positions=self._tensor(positions),
-            slot_mapping=self._tensor(self._slots[:num_tokens]),
-            block_tables=self._tensor(self._block_tables(chunks)),
-            context_lens=self._tensor(np.array(kv_lens, np.int32)),
-            query_start=self._tensor(starts),
-            logits_indices=self._tensor(np.array(wanted, np.int64)),
+            input_ids=input_ids,
+            positions=axes,
+            slot_mapping=slots,
+            block_tables=tables,
+            context_lens=context_lens,
+            query_start=query_start,
+            logits_indices=indices,
             query_lens=query_lens,
             kv_lens=kv_lens,
-            state_slots=self._states(chunks) if self._has_state else None,
+            state_slots=states if self._has_state else None,
             mm_embeds=embeds,
-            mm_positions=rows,
+            mm_positions=None if embeds is None else item_rows,
             mm_deepstack=deepstack,
         )
 
@@ -125,10 +140,12 @@ class BatchBuilder:
             tables[number, len(row) :] = row[0]
         return tables
 
-    def _states(self, chunks: list[Chunk]) -> torch.Tensor:
+    def _states(self, chunks: list[Chunk]) -> np.ndarray:
+        if not self._has_state:
+            return self._state_slots[:0]
         slots = self._state_slots[: len(chunks)]
         slots[:] = [chunk.sequence.state_slot for chunk in chunks]
-        return self._tensor(slots)
+        return slots
 
     def _gather(self, chunks: list[Chunk], starts: np.ndarray, encoded: EncodedItem) -> Rows:
         """Return the embeddings, rows and deepstack features of all placeholder tokens of the batch."""
@@ -144,13 +161,5 @@ class BatchBuilder:
                     if output.deepstack is not None:
                         deepstack.append(output.deepstack[:, run.source : run.source + run.length])
         if not embeds:
-            return None, None, None
-        return (
-            torch.cat(embeds),
-            self._tensor(np.concatenate(rows)),
-            torch.cat(deepstack, dim=1) if deepstack else None,
-        )
-
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        # On the CPU this is a view of the buffer; elsewhere a copy, complete when the call returns.
-        return torch.from_numpy(values).to(self._device)
+            return None, _NO_ROWS, None
+        return torch.cat(embeds), np.concatenate(rows), torch.cat(deepstack, dim=1) if deepstack else None

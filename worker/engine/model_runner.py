@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from tessera.errors import InvalidArgument
 from tessera.items import MultimodalItem
@@ -15,7 +16,9 @@ from worker.engine.config import EngineConfig
 from worker.engine.encoder_cache import EncoderCache
 from worker.engine.schedule import Chunk, EncodeTask
 from worker.engine.sequence import SequenceGroup
+from worker.layers.graph import Recorder, recorder_for
 from worker.models.base import CausalLM, EncoderInput, EncoderOutput, ForwardBatch, ItemLayout
+from worker.models.decode_graph import DecodeGraphs
 
 TORCH_DTYPES = {"U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -36,6 +39,22 @@ class ModelRunner:
         self.kv_cache = model.make_kv_cache(config.num_blocks, config.block_size, num_slots)
         self._cache = cache
         self._builder = BatchBuilder(config, model.device, has_state)
+        self._config = config
+        self._decode_graphs: DecodeGraphs | None = None
+
+    @torch.inference_mode()
+    def record(self, record: Recorder | None = None) -> None:
+        """Record decode steps of all common sizes, where the device does; steps run as they are until then.
+
+        Args:
+            record: what records; None: what the device has.
+        """
+        record = record or recorder_for(self.model.device)
+        if record is not None:
+            self._decode_graphs = DecodeGraphs(
+                self.model.forward, self.kv_cache, self._config.max_sequences, self._config.max_model_len, record
+            )
+            self._decode_graphs.prepare()
 
     def positions(self, group: SequenceGroup) -> tuple[np.ndarray, int]:
         """Return the prompt's positions, int64 (3, prompt tokens), and what to add to a later token's index.
@@ -78,7 +97,8 @@ class ModelRunner:
         inputs = [encoder_input(task.item) for task in tasks]  # type: ignore[arg-type]
         for task, item in zip(tasks, inputs, strict=True):
             self._check_tokens(task, item)
-        outputs = self.model.encode(inputs)
+        with record_function("encode"):
+            outputs = self.model.encode(inputs)
         for task, output in zip(tasks, outputs, strict=True):
             assert output.embeddings.shape[0] == task.num_tokens, "the encoder returned a wrong number of rows"
             self._cache.put(task.key, _owned(output))
@@ -99,8 +119,15 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> torch.Tensor:
-        """Return the logits, fp32 (num_logits, vocab_size); keys and values are in the cache afterwards."""
-        return self.model.forward(batch, self.kv_cache)
+        """Return the logits, fp32 (num_logits, vocab_size); keys and values are in the cache afterwards.
+
+        They hold until the next call.
+        """
+        decodes = DecodeGraphs.takes(batch)
+        with record_function("decode" if decodes else "prefill"):
+            if decodes and self._decode_graphs is not None:
+                return self._decode_graphs(batch)
+            return self.model.forward(batch, self.kv_cache)
 
 
 def encoder_input(item: MultimodalItem) -> EncoderInput:

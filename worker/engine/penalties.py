@@ -1,11 +1,11 @@
-"""How often a sequence has seen each token, and the penalties that follow from it.
+"""How often a sequence has seen each token, and what its biases and penalties change by that.
 
 Next: worker/engine/sampler.py
 """
 
 import numpy as np
-import torch
 
+from tessera_kernels.sampling import CHANGE, TOKEN_VALUE
 from worker.engine.sequence import Sequence
 
 
@@ -26,21 +26,20 @@ class TokenCounts:
                 is_text[span.offset : span.end] = False
         seen = np.unique(prompt[is_text])
         self._num_seen = len(seen)
-        self._ids = np.zeros(len(seen) + 64, np.int64)
-        self._ids[: len(seen)] = seen
-        self._generated = np.zeros(len(self._ids), np.float32)
+        self._entries = np.zeros(len(seen) + 64, TOKEN_VALUE)
+        self._entries["token"][: len(seen)] = seen
         self._slots = {token: slot for slot, token in enumerate(seen.tolist())}
         self._num_counted = sequence.num_prompt
 
     @property
-    def ids(self) -> np.ndarray:
-        """Different tokens, int64."""
-        return self._ids[: self._num_seen]
+    def seen(self) -> np.ndarray:
+        """Different tokens, each with how often it was generated: TOKEN_VALUE."""
+        return self._entries[: self._num_seen]
 
     @property
     def generated(self) -> np.ndarray:
         """How often each was generated, fp32."""
-        return self._generated[: self._num_seen]
+        return self.seen["value"]
 
     def update(self, token_ids: list[int]) -> None:
         """Count the tokens that have come since the last time.
@@ -51,37 +50,43 @@ class TokenCounts:
         for token in token_ids[self._num_counted :]:
             slot = self._slots.setdefault(token, self._num_seen)
             if slot == self._num_seen:
-                if slot == len(self._ids):
-                    self._ids = np.resize(self._ids, 2 * slot)
-                    self._generated = np.concatenate([self._generated, np.zeros(slot, np.float32)])
-                self._ids[slot] = token
+                if slot == len(self._entries):
+                    self._entries = np.concatenate([self._entries, np.zeros(slot, TOKEN_VALUE)])
+                self._entries["token"][slot] = token
                 self._num_seen += 1
-            self._generated[slot] += 1
+            self._entries["value"][slot] += 1
         self._num_counted = len(token_ids)
 
 
-def apply_penalties(scores: torch.Tensor, sequences: list[tuple[int, Sequence]]) -> None:
-    """Change the logits of seen tokens in place: repetition first, then frequency and presence.
+def changes_of(rows: list[tuple[int, Sequence]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the changes, biases and seen tokens of a SamplingBatch.
 
     Args:
-        scores: fp32 (rows, vocab_size).
-        sequences: (row, sequence) of those that have penalties.
+        rows: (row of the logits, sequence) of those that have biases or penalties, at least one.
     """
-    rows, ids, generated, knobs = [], [], [], []
-    for row, sequence in sequences:
-        counts = sequence.token_counts
-        if counts is None:
-            counts = sequence.token_counts = TokenCounts(sequence)
-        counts.update(sequence.token_ids)
-        params, number = sequence.params, len(counts.ids)
-        rows.append(np.full(number, row))
-        ids.append(counts.ids)
-        generated.append(counts.generated)
-        one = np.array([params.repetition_penalty, params.frequency_penalty, params.presence_penalty], np.float32)
-        knobs.append(np.broadcast_to(one[:, None], (3, number)))
-    index = tuple(torch.from_numpy(np.concatenate(part)).to(scores.device) for part in (rows, ids))
-    count = torch.from_numpy(np.concatenate(generated)).to(scores.device)
-    repetition, frequency, presence = torch.from_numpy(np.concatenate(knobs, axis=1)).to(scores.device)
-    values = scores[index]
-    values = torch.where(values > 0, values / repetition, values * repetition)
-    scores[index] = values - frequency * count - presence * (count > 0)
+    changes = np.zeros(len(rows), CHANGE)
+    params = [sequence.params for _, sequence in rows]
+    biases = [np.array(list(p.logit_bias), TOKEN_VALUE) for p in params]
+    seen = [_seen_by(sequence) for _, sequence in rows]
+    changes["source"] = [row for row, _ in rows]
+    changes["repetition"] = [p.repetition_penalty for p in params]
+    changes["frequency"] = [p.frequency_penalty for p in params]
+    changes["presence"] = [p.presence_penalty for p in params]
+    for name, lists in (("bias", biases), ("seen", seen)):
+        ends = np.cumsum([len(one) for one in lists])
+        changes[f"{name}_end"] = ends
+        changes[f"{name}_begin"][1:] = ends[:-1]
+    return changes, np.concatenate(biases), np.concatenate(seen)
+
+
+def _seen_by(sequence: Sequence) -> np.ndarray:
+    """Return the tokens that the sequence's penalties are about."""
+    if not sequence.params.has_penalties:
+        return np.zeros(0, TOKEN_VALUE)
+    counts = sequence.token_counts
+    if counts is None:
+        counts = sequence.token_counts = TokenCounts(sequence)
+    counts.update(sequence.token_ids)
+    if sequence.params.repetition_penalty != 1.0:
+        return counts.seen
+    return counts.seen[counts.generated > 0]  # the others are about what was generated

@@ -57,8 +57,9 @@ class AttentionStep:
     """What all attention layers of one step share.
 
     Args:
-        cos: fp32 (num_tokens, rotary_dim / 2); sin likewise.
-        slots: (num_tokens,) int64, where new keys and values go.
+        cos: fp32 (num_tokens, rotary_dim / 2), or (num_tokens, num_kv_heads, rotary_dim / 2) where each KV head and its
+            queries turn by their own; sin likewise.
+        slots: (num_tokens,) int64, where new keys and values go; negative: nowhere.
         block_tables: (num_seqs, max_blocks) int32.
         query_start: (num_seqs + 1,) int32, first row of each sequence.
         context_lens: (num_seqs,) int32, cache length of each sequence after the step.
@@ -134,30 +135,13 @@ class Attention:
         Returns:
             (num_tokens, num_heads * head_dim).
         """
-        shape = self.shape
-        if self.q_norm is None or self.k_norm is None:
-            ops.rope_qk(qkv, step.cos, step.sin, shape.num_heads, shape.num_kv_heads)
-        else:
-            ops.qk_norm_rope(
-                qkv, self.q_norm.weight, self.k_norm.weight, shape.norm_eps, step.cos, step.sin,
-                shape.num_heads, shape.num_kv_heads,
-            )  # fmt: skip
-        heads = qkv.view(qkv.shape[0], -1, shape.head_dim)
-        first_value = shape.num_heads + shape.num_kv_heads
-        query, key = heads[:, : shape.num_heads], heads[:, shape.num_heads : first_value]
-        value = heads[:, first_value : first_value + shape.num_kv_heads]
-        return self._attend_heads(query, key, value, step, cache)
-
-    def _attend_heads(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        step: AttentionStep,
-        cache: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        """Store new keys and values, and attend; all (num_tokens, heads, head_dim)."""
-        ops.store_kv(key, value, *cache, step.slots)
+        shape, norms = self.shape, (self.q_norm, self.k_norm)
+        q_weight, k_weight = (None if norm is None else norm.weight for norm in norms)
+        ops.qk_norm_rope_store(
+            qkv, q_weight, k_weight, shape.norm_eps, step.cos, step.sin, shape.num_heads, shape.num_kv_heads,
+            shape.head_dim, *cache, step.slots,
+        )  # fmt: skip
+        query = qkv.unflatten(1, (-1, shape.head_dim))[:, : shape.num_heads]
         return ops.paged_attention(
             query, *cache, step.block_tables, step.query_start, step.context_lens, step.query_lens, step.kv_lens,
             self.scale,

@@ -1,8 +1,6 @@
 """Fourier position embedding (FoPE): every KV head turns its frequencies by cosines and sines that it mixes itself.
 
-Queries take the table of the KV head that they attend to. So the product's rows are stored group by group, queries, key
-and value of one KV head side by side: seen as that many more tokens with one KV head each, they go through the op that
-all families share.
+Queries take the table of the KV head that they attend to; the attention op turns each head by its own.
 
 Source: InternS1-Pro (released remote code), after "Fourier Position Embedding", arXiv 2412.17739.
 
@@ -14,10 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tessera_kernels import invariance, ops
-from worker.layers.attention import Attention, AttentionShape, AttentionStep
-from worker.layers.linear import Linear
-from worker.layers.norm import RMSNorm
+from tessera_kernels import ops
 from worker.layers.rotary import inverse_frequencies
 from worker.layers.source import WeightSource
 
@@ -69,6 +64,7 @@ class FourierTable:
     def __init__(self, source: WeightSource, shape: FourierShape) -> None:
         self.shape = shape
         self.inv_freq = inverse_frequencies(shape.theta, shape.head_dim, source.device)[: shape.num_frequencies]
+        self.axes = torch.zeros(len(self.inv_freq), dtype=torch.int64, device=source.device)
         self.mixing: tuple[ops.LinearWeight, ops.LinearWeight] | None = None
         if shape.mixed:
             self.mixing = self._load(source, "cos_coef"), self._load(source, "sin_coef")
@@ -83,75 +79,26 @@ class FourierTable:
         return weight
 
     def __call__(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions, int64 (3, n) with equal rows, to cos, sin: fp32 (n * num_kv_heads, head_dim / 2)."""
-        angles = positions[0].float()[:, None] * self.inv_freq
-        cos, sin = invariance.elementwise(torch.cos, angles), invariance.elementwise(torch.sin, angles)
+        """Return cosines and sines.
+
+        Args:
+            positions: int64 (3, n), equal rows.
+
+        Returns:
+            Two fp32 (n, num_kv_heads, head_dim / 2), or (n, head_dim / 2) where all KV heads turn alike.
+        """
+        cos, sin = ops.rotary_table(positions, self.inv_freq, self.axes)
         if self.mixing is not None:
             cos, sin = (weight.apply(table) for table, weight in zip((cos, sin), self.mixing, strict=True))
         return self._complete(cos), self._complete(sin)
 
     def _complete(self, table: torch.Tensor) -> torch.Tensor:
-        """Give every KV head a table, and every frequency that was dropped a one, in cosine and sine alike.
+        """Give every frequency that was dropped a one, in cosine and sine alike.
 
-        table: (n, kept) where heads share it, else (n, heads * kept) -> (n * heads, half).
+        table: (n, kept) where KV heads share it, else (n, heads * kept) -> (n, half) or (n, heads, half).
         """
-        heads, half = self.shape.num_kv_heads, self.shape.head_dim // 2
-        table = table.view(table.shape[0], -1, self.shape.num_frequencies)
-        full = table.new_ones(table.shape[0], heads, half)
-        full[..., : table.shape[-1]] = table
-        return full.view(-1, half)
-
-
-class GroupedAttention(Attention):
-    """Attention whose queries and keys are normed and turned group by group; its tables are those of `FourierTable`.
-
-    Its product gives (queries, key, value) of the first KV head, then of the second, and so on.
-    """
-
-    @classmethod
-    def load(cls, source: WeightSource, shape: AttentionShape) -> "GroupedAttention":
-        """Read q/k/v/o projections and the two head norms."""
-        query = shape.num_heads * shape.head_dim
-        return cls(
-            shape,
-            _load_grouped(source, shape),
-            Linear.load(source, [("o_proj", shape.hidden_size)], query, bias=shape.has_out_bias),
-            RMSNorm.load(source.under("q_norm"), shape.head_dim, shape.norm_eps),
-            RMSNorm.load(source.under("k_norm"), shape.head_dim, shape.norm_eps),
-        )
-
-    def attend(self, qkv: torch.Tensor, step: AttentionStep, cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Norm, turn, store and attend; see `Attention.attend`."""
-        shape, count = self.shape, qkv.shape[0]
-        group = shape.num_heads // shape.num_kv_heads
-        assert self.q_norm is not None and self.k_norm is not None
-        ops.qk_norm_rope(
-            qkv.view(count * shape.num_kv_heads, -1), self.q_norm.weight, self.k_norm.weight, shape.norm_eps,
-            step.cos, step.sin, group, 1,
-        )  # fmt: skip
-        heads = qkv.view(count, shape.num_kv_heads, group + 2, shape.head_dim)
-        # copies, in the order of heads that the ops below read
-        query = heads[:, :, :group].clone(memory_format=torch.contiguous_format).view(count, -1, shape.head_dim)
-        key, value = heads[:, :, group:].transpose(1, 2).clone(memory_format=torch.contiguous_format).unbind(1)
-        return self._attend_heads(query, key, value, step, cache)
-
-
-def _load_grouped(source: WeightSource, shape: AttentionShape) -> Linear:
-    """Read q/k/v projections, their rows group by group."""
-    group, head_dim = shape.num_heads // shape.num_kv_heads, shape.head_dim
-    rows = (shape.num_heads + 2 * shape.num_kv_heads) * head_dim
-    weight = ops.linear.create(rows, shape.hidden_size, source.dtype, source.device, bias=shape.bias)
-    first = 0
-    for name, heads in (("q_proj", group), ("k_proj", 1), ("v_proj", 1)):
-        part, stride = heads * head_dim, (group + 2) * head_dim
-        whole = part * shape.num_kv_heads
-        matrix = source.mapped(f"{name}.weight", (whole, shape.hidden_size))
-        bias = source.mapped(f"{name}.bias", (whole,)) if shape.bias else None
-        for index in range(shape.num_kv_heads):
-            start = index * stride + first
-            weight.write_rows(start, matrix[index * part : (index + 1) * part])
-            if bias is not None:
-                weight.write_bias(start, bias[index * part : (index + 1) * part])
-        first += part
-    weight.seal()
-    return Linear(weight)
+        count, kept = table.shape[0], self.shape.num_frequencies
+        heads = table.shape[1] // kept
+        full = table.new_ones(count, heads, self.shape.head_dim // 2)
+        full[..., :kept] = table.view(count, heads, kept)
+        return full[:, 0] if heads == 1 else full

@@ -52,6 +52,13 @@ class Linear:
         """x: (n, in_features) -> (n, out_features); with "swiglu" half as many."""
         return self.weight.apply(x)
 
+    def deferred(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the result, and a bias that is still to be added to it, None where it has been.
+
+        What reads the result next adds the bias on the way, which saves a pass over it.
+        """
+        return self.weight.deferred(x)
+
     @property
     def size_bytes(self) -> int:
         """Bytes kept."""

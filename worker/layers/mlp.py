@@ -27,6 +27,10 @@ class SwiGluMlp:
         """x: (n, hidden) -> (n, hidden)."""
         return self.down(self.gate_up(x))
 
+    def deferred(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the result and a bias that is still to be added to it: none."""
+        return self(x), None
+
     @property
     def size_bytes(self) -> int:
         """Bytes of the weights."""
@@ -51,6 +55,10 @@ class GeluMlp:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: (n, in_size) -> (n, out_size)."""
         return self.fc2(self.fc1(x))
+
+    def deferred(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the result, and a bias that is still to be added to it; see `Linear.deferred`."""
+        return self.fc2.deferred(self.fc1(x))
 
     @property
     def size_bytes(self) -> int:

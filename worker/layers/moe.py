@@ -1,7 +1,7 @@
 """Mixture of experts: how a token chooses its experts, and the layer that sends it there.
 
-A *route* is a function of the router's logits, fp32 (n, num_experts), that returns the experts of each token, int64
-(n, k), and their weights, fp32 (n, k). Of equal scores the lower index wins.
+A *route* is a function of the router's logits, (n, num_experts) in the router's type, that returns the experts of each
+token, (n, k), and their weights, fp32 (n, k). Of equal scores the lower index wins.
 
 Next: worker/layers/experts.py
 """
@@ -11,19 +11,17 @@ from dataclasses import dataclass
 
 import torch
 
-from tessera_kernels import invariance, ops
+from tessera_kernels import ops
 from worker.layers.experts import load_experts
 from worker.layers.linear import Linear
 from worker.layers.mlp import SwiGluMlp
 from worker.layers.source import WeightSource
 
 Chosen = tuple[torch.Tensor, torch.Tensor]
-"""Experts, int64 (n, k), and their weights, fp32 (n, k)."""
+"""Experts, int64 or int32 (n, k) as the kernels here take them, and their weights, fp32 (n, k)."""
 
 Route = Callable[[torch.Tensor], Chosen]
-"""Router logits, fp32 (n, num_experts), to what was chosen."""
-
-_TINY = 1e-20  # keeps a sum of weights that all vanish from dividing by zero
+"""Router logits, (n, num_experts), to what was chosen."""
 
 
 def softmax_topk(logits: torch.Tensor, k: int) -> Chosen:
@@ -32,11 +30,10 @@ def softmax_topk(logits: torch.Tensor, k: int) -> Chosen:
     Source: Qwen3-VL-MoE and Qwen3.5-MoE, which scale whatever `norm_topk_prob` says.
 
     Args:
-        logits: fp32 (n, num_experts).
+        logits: (n, num_experts).
         k: experts of a token.
     """
-    weights, experts = _top(logits.softmax(-1), k)
-    return experts, weights / weights.sum(-1, keepdim=True)
+    return ops.choose_experts(logits, k)
 
 
 def grouped_softmax_topk(logits: torch.Tensor, k: int, num_groups: int) -> Chosen:
@@ -45,16 +42,11 @@ def grouped_softmax_topk(logits: torch.Tensor, k: int, num_groups: int) -> Chose
     Source: InternS1-Pro's `router_n_groups`. Experts come group by group, the most probable of a group first.
 
     Args:
-        logits: fp32 (n, num_experts).
+        logits: (n, num_experts).
         k: experts of a token, a multiple of num_groups.
         num_groups: runs of equal length that the experts are divided into.
     """
-    num_tokens, num_experts = logits.shape
-    size = num_experts // num_groups
-    weights, inside = _top(logits.softmax(-1).view(num_tokens, num_groups, size), k // num_groups)
-    experts = inside + torch.arange(0, num_experts, size, device=logits.device)[:, None]
-    weights = weights.flatten(1)
-    return experts.flatten(1), weights / (weights.sum(-1, keepdim=True) + _TINY)
+    return ops.choose_experts(logits, k, num_groups=num_groups, within_groups=True)
 
 
 def sigmoid_group_topk(
@@ -72,7 +64,7 @@ def sigmoid_group_topk(
     Source: GLM-4.5V. A group counts as much as its two best experts together, bias included.
 
     Args:
-        logits: fp32 (n, num_experts).
+        logits: (n, num_experts).
         bias: fp32 (num_experts,), `e_score_correction_bias`.
         k: experts of a token.
         num_groups: runs of equal length that the experts are divided into, `n_group`.
@@ -80,24 +72,10 @@ def sigmoid_group_topk(
         normalise: whether the weights are scaled to sum to 1 before `scale`, `norm_topk_prob`.
         scale: of all weights, `routed_scaling_factor`.
     """
-    scores = invariance.elementwise(torch.sigmoid, logits)
-    choice = scores + bias
-    if top_groups < num_groups:
-        groups = choice.unflatten(1, (num_groups, choice.shape[1] // num_groups))
-        _, best = _top(groups.topk(2, dim=-1).values.sum(-1), top_groups)
-        barred = torch.ones(groups.shape[:2], dtype=torch.bool, device=choice.device).scatter_(1, best, False)
-        choice = groups.masked_fill(barred[..., None], float("-inf")).flatten(1)
-    _, experts = _top(choice, k)
-    weights = scores.gather(1, experts)
-    if normalise:
-        weights = weights / (weights.sum(-1, keepdim=True) + _TINY)
-    return experts, weights * scale
-
-
-def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the k largest along the last axis, largest first, and their indices; of equal ones the lower index."""
-    values, indices = scores.sort(dim=-1, descending=True, stable=True)
-    return values[..., :k], indices[..., :k]
+    return ops.choose_experts(
+        logits, k, scoring="sigmoid", bias=bias, num_groups=num_groups, top_groups=top_groups,
+        normalise=normalise, scale=scale,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,7 +103,8 @@ class MoeShape:
     def workspace(self, k: int) -> int:
         """Return the floats that the layer needs for a token with k experts, beside its input and output."""
         routed = 2 * self.num_experts + k * (2 * self.hidden_size + 3 * self.inner_size)
-        return max(routed, self.hidden_size + 3 * self.shared_inner_size)
+        shared = self.hidden_size if self.shared_inner_size else 0
+        return shared + max(routed, 3 * self.shared_inner_size)
 
 
 class MoeMlp:
@@ -176,14 +155,10 @@ class MoeMlp:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: (n, hidden) -> (n, hidden)."""
-        experts, weights = self.route(self.router(x.to(self.router.weight.dtype)).float())
-        out = self.experts.apply(x, experts, weights)
-        if self.shared is None:
-            return out
-        shared = self.shared(x)
-        if self.shared_gate is None:
-            return out + shared
-        return out.addcmul_(shared, invariance.elementwise(torch.sigmoid, self.shared_gate(x)))
+        experts, weights = self.route(self.router(x.to(self.router.weight.dtype)))
+        shared = None if self.shared is None else self.shared(x)
+        gate = None if self.shared_gate is None else self.shared_gate(x)
+        return self.experts.apply(x, experts, weights, shared, gate)
 
     @property
     def size_bytes(self) -> int:

@@ -35,9 +35,9 @@ class RMSNorm:
         """x: (n, hidden) -> (n, hidden)."""
         return ops.rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Add x to residual in place and return the norm of the sum. x, residual: (n, hidden)."""
-        return ops.add_rms_norm(x, residual, self.weight, self.eps)
+    def add(self, x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Add x, and its bias, to residual in place and return the norm of the sum. x, residual: (n, hidden)."""
+        return ops.add_rms_norm(x, residual, self.weight, self.eps, bias)
 
 
 class LayerNorm:
@@ -57,6 +57,6 @@ class LayerNorm:
         """x: (n, hidden) -> (n, hidden)."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Add x to residual in place and return the norm of the sum. x, residual: (n, hidden)."""
-        return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
+    def add(self, x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Add x, and its bias, to residual in place and return the norm of the sum. x, residual: (n, hidden)."""
+        return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps, bias)

@@ -9,6 +9,8 @@ Pixels are centred at 128 before the product: the numbers are whole and below 2 
 Next: worker/models/qwen3_vl_vision.py
 """
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -43,6 +45,15 @@ class PixelStatistics(Protocol):
     def std(self) -> tuple[float, ...]: ...
 
 
+class PatchInput(Protocol):
+    """An item: uint8 frames (kind "pixels_u8"), or normalised rows."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def tensor(self) -> torch.Tensor: ...
+
+
 class PatchEmbed:
     """Frames or ready patches to embeddings, in merge order.
 
@@ -67,18 +78,55 @@ class PatchEmbed:
         self.spread = (255 * std).repeat_interleave(columns).to(source.device)
         self.shift = (255 * mean - _CENTRE).repeat_interleave(columns).to(source.device)
 
-    def pixels(self, frames: torch.Tensor) -> torch.Tensor:
+    def batch(self, items: Sequence[PatchInput], stills: Sequence[bool]) -> torch.Tensor:
+        """Embed items side by side, those of one kind next to each other -> (n, hidden).
+
+        Args:
+            items: on the host or the device.
+            stills: whether each is a still image, one frame that fills its temporal patch.
+        """
+        parts = []
+        pairs = zip(items, stills, strict=True)
+        for (kind, still), group in groupby(pairs, lambda pair: (pair[0].kind, pair[1])):
+            tensors = [item.tensor for item, _ in group]
+            if kind != "pixels_u8":
+                parts += [self.patches(rows.to(self.clip.device)) for rows in tensors]
+            elif ops.batches_pixels(self.clip.device, self.clip.dtype):
+                parts.append(self._pixels_at_once(tensors, still))
+            else:
+                parts += [self.pixels(frames.to(self.clip.device), still=still) for frames in tensors]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def pixels(self, frames: torch.Tensor, *, still: bool) -> torch.Tensor:
         """Embed uint8 pixels, (frames, height, width, channels) -> (t * h * w, hidden).
 
-        One frame alone is a still; otherwise the last is repeated up to a full temporal patch.
+        The last frame is repeated up to a full temporal patch; a still's one frame stands for all of it.
         """
         shape = self.shape
-        if frames.shape[0] == 1:
+        if still:
             return self.still.apply(self._rows(frames, 1))
         missing = -frames.shape[0] % shape.temporal_patch_size
         if missing:
             frames = torch.cat((frames, frames[-1:].expand(missing, *frames.shape[1:])))
         return self.clip.apply(self._rows(frames, shape.temporal_patch_size))
+
+    def _pixels_at_once(self, items: Sequence[torch.Tensor], still: bool) -> torch.Tensor:
+        """Embed items of one kind with one copy to the device, one op and one product."""
+        shape, device = self.shape, self.clip.device
+        side = shape.patch_size
+        temporal = 1 if still else shape.temporal_patch_size
+        table = torch.empty(len(items), 5, dtype=torch.int64)
+        rows = first_byte = 0
+        for index, frames in enumerate(items):
+            count, height, width = frames.shape[0], frames.shape[1] // side, frames.shape[2] // side
+            table[index] = torch.tensor((rows, first_byte, count, height, width))
+            rows += -(-count // temporal) * height * width
+            first_byte += frames.numel()
+        patches = ops.patches_of_items(
+            _gathered(items, device), table.to(device, non_blocking=True), rows, side, shape.merge_size,
+            temporal, _CENTRE, self.clip.dtype,
+        )  # fmt: skip
+        return (self.still if still else self.clip).apply(patches)
 
     def patches(self, rows: torch.Tensor) -> torch.Tensor:
         """Embed normalised patches in the Hugging Face layout, (n, channels * temporal * patch ** 2) -> (n, hidden)."""
@@ -92,6 +140,16 @@ class PatchEmbed:
     def size_bytes(self) -> int:
         """Bytes of the weights."""
         return self.clip.size_bytes + self.still.size_bytes
+
+
+def _gathered(items: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Return all bytes side by side on the device, by one copy from memory that the device reads by itself."""
+    flat = [frames.flatten() for frames in items]
+    if device.type == "cpu" or all(frames.device == device for frames in items):
+        return torch.cat(flat)
+    staged = torch.empty(sum(map(torch.numel, flat)), dtype=torch.uint8, pin_memory=True)
+    torch.cat([part.cpu() for part in flat], out=staged)
+    return staged.to(device, non_blocking=True)
 
 
 def _fold(

@@ -268,6 +268,9 @@ class CausalLM(ABC):
             Unimplemented: a modality that the model does not have.
         """
 
+    def record(self) -> None:  # noqa: B027 - most have nothing to record
+        """Record what runs often, where the device does; to be called before serving, once."""
+
     @abstractmethod
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """Run one step, writing the new tokens' keys and values into the cache, and moving recurrent states on.

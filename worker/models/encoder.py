@@ -57,6 +57,9 @@ class ItemEncoder(ABC):
                 outputs[index] = output
         return [output for output in outputs if output is not None]
 
+    def record(self) -> None:  # noqa: B027 - most have nothing to record
+        """Record what runs often, where the device does; to be called before serving, once."""
+
     def check(self, item: EncoderInput) -> None:
         """Check a tensor against its item's size.
 
@@ -161,6 +164,9 @@ class Tower(Protocol):
     def __call__(self, inputs: Sequence[EncoderInput]) -> list[EncoderOutput]:
         """Encode items of kinds pixels_u8 and patches, whose shapes have been checked."""
 
+    def record(self) -> None:
+        """Record forwards of common sizes, where the device does."""
+
     @property
     def out_hidden_size(self) -> int:
         """Width of an embedding."""
@@ -205,6 +211,11 @@ class VisionEncoder(ItemEncoder):
     def run(self, inputs: Sequence[EncoderInput]) -> list[EncoderOutput]:
         """Encode items that have been checked."""
         return self.tower(inputs)
+
+    @torch.inference_mode()
+    def record(self) -> None:
+        """Record forwards of common sizes; see `ItemEncoder`."""
+        self.tower.record()
 
     def check(self, item: EncoderInput) -> None:
         """Check grid and tensor; see `ItemEncoder.check`."""

@@ -8,18 +8,16 @@ Next: worker/models/glm4v.py
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
-from tessera_kernels import invariance, ops
+from tessera_kernels import ops
 from worker.layers.linear import Linear
 from worker.layers.mlp import SwiGluMlp
 from worker.layers.norm import LayerNorm, RMSNorm
 from worker.layers.source import WeightSource
-from worker.models.base import EncoderInput
-from worker.models.encoder import grid_of
 from worker.models.glm4v_config import GlmVisionConfig
 from worker.models.info import ImageStatistics
-from worker.models.vision_tower import VisionBlock, VisionStep, VisionTower
+from worker.models.vision_batch import VisionBatch
+from worker.models.vision_tower import Branch, VisionBlock, VisionStep, VisionTower, place_by_table
 
 _MERGER_EPS = 1e-5  # torch's default, whatever the config says of the RMS norms
 
@@ -39,7 +37,7 @@ class PatchMerger:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: (n, hidden) in merge order -> (n / merge ** 2, out_hidden)."""
         merged = self.downsample(x.view(-1, self.width))
-        return self.mlp(invariance.elementwise(F.gelu, self.norm(self.proj(merged))))
+        return self.mlp(ops.gelu(self.norm(self.proj(merged))))
 
     @property
     def size_bytes(self) -> int:
@@ -81,20 +79,17 @@ class GlmVisionTower(VisionTower):
         mlp = SwiGluMlp.load(source.under("mlp"), config.hidden_size, config.out_hidden_size)
         return VisionBlock(source, config, self._load_norm, mlp, qkv_bias=config.qkv_bias, out_bias=False)
 
-    def place(self, embedded: torch.Tensor, item: EncoderInput) -> torch.Tensor:
+    def place(self, embedded: torch.Tensor, batch: VisionBatch) -> torch.Tensor:
         """Norm, then add learned positions; see `VisionTower`."""
-        frames, height, width = grid_of(item)
-        normed = self.embed_norm(embedded)
-        positions = ops.interpolate_positions_bicubic(self.position_table, height, width, self.merge_size)
-        normed.view(frames, height * width, -1).add_(positions)
-        return normed
+        return place_by_table(self.embed_norm(embedded), self.position_table, batch, self.merge_size, cubic=True)
 
     def run(self, residual: torch.Tensor, step: VisionStep) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
         """Run the blocks, and merge what comes out of them; see `VisionTower`."""
-        x = torch.zeros_like(residual)
+        branch: Branch | None = None
         for block in self.blocks:
-            x = block(x, residual, step)
-        return self.merger(self.norm.add(x, residual)), ()
+            branch = block(branch, residual, step)
+        assert branch is not None, "a tower has blocks"
+        return self.merger(self.norm.add(branch[0], residual, branch[1])), ()
 
     @property
     def patch_workspace(self) -> int:

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from worker.layers.fope import FourierTable, GroupedAttention
+from worker.layers.fope import FourierTable
 from worker.layers.moe import MoeMlp, MoeShape, grouped_softmax_topk
 from worker.layers.positions import mrope_positions
 from worker.layers.source import WeightSource
 from worker.models.base import ItemLayout
 from worker.models.checkpoint import Checkpoint
 from worker.models.config import TextConfig
-from worker.models.decoder import FeedForward, Mixer, Rotary
+from worker.models.decoder import FeedForward, Rotary
 from worker.models.encoder import ItemEncoder
 from worker.models.info import MarkerIds, added_token_ids, text_config_of
 from worker.models.interns1_pro_config import InternTextConfig, parse_intern_text, parse_series
@@ -59,11 +59,6 @@ class InternS1Pro(Qwen3VL):
         """Return the tables of FoPE."""
         assert isinstance(text, InternTextConfig)
         return FourierTable(source.under("rotary_emb"), text.positions)
-
-    @classmethod
-    def load_mixer(cls, source: WeightSource, text: TextConfig, index: int) -> Mixer:
-        """Return attention whose KV heads turn in their own ways."""
-        return GroupedAttention.load(source.under("self_attn"), text.attention)
 
     @classmethod
     def load_mlp(cls, source: WeightSource, text: TextConfig, index: int) -> FeedForward:

@@ -7,7 +7,7 @@ Next: worker/models/interns1_pro_time_series.py
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,9 @@ from worker.layers.source import WeightSource
 
 NUM_HEADS, INNER_WIDTH, KERNEL, EPS = 8, 2048, 5, 1e-5  # of the class, in no config
 LONGEST_PATCH = 320  # twice the longest stride
-POSITIONS_AT_ONCE = 4096  # samples of patches that are encoded at a time, which bounds the memory of the inner layer
+# Samples of patches that are encoded at a time, which bounds the inner layer's memory; a GPU takes more to be busy.
+POSITIONS_AT_ONCE = 4096
+POSITIONS_AT_ONCE_ON_CUDA = 16384
 
 
 def sinusoid(length: int, width: int) -> torch.Tensor:
@@ -58,10 +60,14 @@ def named_kernel(source: WeightSource, shape: tuple[int, int, int], activation: 
         shape: (out_channels, in_channels, kernel).
         activation: applied to the product.
     """
-    out, inputs, kernel = shape
-    weight = ops.linear.create(out, inputs * kernel, source.dtype, source.device, bias=True, activation=activation)
-    weight.write_rows(0, source.mapped("weight", shape).flatten(1))
-    weight.write_bias(0, source.mapped("bias", (out,)))
+    return _as_linear(source.mapped("weight", shape).flatten(1), source.mapped("bias", shape[:1]), source, activation)
+
+
+def _as_linear(rows: torch.Tensor, bias: torch.Tensor, source: WeightSource, activation: str = "none") -> Linear:
+    out, seen = rows.shape
+    weight = ops.linear.create(out, seen, source.dtype, source.device, bias=True, activation=activation)
+    weight.write_rows(0, rows)
+    weight.write_bias(0, bias)
     weight.seal()
     return Linear(weight)
 
@@ -76,7 +82,12 @@ class PatchEncoder:
 
     def __init__(self, source: WeightSource, width: int) -> None:
         self.width = width
-        self.conv = named_kernel(source.under("conv"), (width, 1, KERNEL))
+        self.positions_at_once = POSITIONS_AT_ONCE_ON_CUDA if source.device.type == "cuda" else POSITIONS_AT_ONCE
+        conv = source.under("conv")
+        kernel, bias = conv.mapped("weight", (width, 1, KERNEL)).flatten(1), conv.mapped("bias", (width,))
+        # in two forms: for a product with what the kernel sees, and as the op takes it that cuts patches itself
+        self.conv = _as_linear(kernel, bias, source)
+        self.kernel, self.bias = (x.to(source.device, source.dtype, copy=True) for x in (kernel, bias))
         self.positions = sinusoid(LONGEST_PATCH, width).to(source.device, source.dtype)
         layer = source.under("transformer_encoder.layers.0")
         self.qkv = named_linear(layer.under("self_attn"), ("in_proj_weight", "in_proj_bias"), (3 * width, width))
@@ -99,23 +110,41 @@ class PatchEncoder:
         features: dict[int, torch.Tensor] = {}
         for stride in sorted(set(strides)):
             places = [index for index, other in enumerate(strides) if other == stride]
-            windows = [_windows(series[index], stride) for index in places]
-            means = self._encode(torch.cat([window.flatten(0, 1) for window in windows]))
-            parts = means.split([window.shape[0] * window.shape[1] for window in windows])
-            for index, window, part in zip(places, windows, parts, strict=True):
-                patches = part.view(window.shape[0], window.shape[1], -1).mean(1)
-                features[index] = patches[: len(patches) // 2 * 2].reshape(-1, 2 * self.width)
+            means = self._encode([series[index] for index in places], stride)
+            counts = [ops.num_patches(len(series[index]), stride) for index in places]
+            parts = means.split([count * series[index].shape[1] for index, count in zip(places, counts, strict=True)])
+            for index, count, part in zip(places, counts, parts, strict=True):
+                patches = part.view(count, -1, self.width).mean(1)
+                features[index] = patches[: count // 2 * 2].reshape(-1, 2 * self.width)
         return [features[index] for index in range(len(series))]
 
-    def _encode(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows: (n, patch) -> (n, width), a bounded number of samples at a time."""
-        return torch.cat([self._mean(part) for part in rows.split(max(1, POSITIONS_AT_ONCE // rows.shape[1]))])
+    def _encode(self, series: Sequence[torch.Tensor], stride: int) -> torch.Tensor:
+        """Return the mean of each patch of each channel, (n, width), a bounded number of samples at a time."""
+        length = 2 * stride
+        step = max(1, self.positions_at_once // length)
+        return torch.cat([self._mean(x, length) for x in self._embedded(series, stride, step)])
 
-    def _mean(self, rows: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, series: Sequence[torch.Tensor], stride: int, step: int) -> Iterator[torch.Tensor]:
+        """Yield samples of `step` patches at a time, convolved and placed: (patches * 2 * stride, width)."""
+        if ops.batches_series(series[0]):
+            batch = ops.SeriesBatch.of(series, stride)
+            for first in range(0, batch.patches, step):
+                count = min(step, batch.patches - first)
+                yield ops.series_patches(batch, first, count, self.kernel, self.bias, self.positions)
+        else:
+            windows = [ops.series_windows(part, stride).flatten(0, 1) for part in series]
+            yield from map(self._convolve, torch.cat(windows).split(step))
+
+    def _convolve(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows: (n, patch) -> (n * patch, width)."""
         count, length = rows.shape
         seen = F.pad(rows, (KERNEL // 2, KERNEL // 2)).unfold(1, KERNEL, 1).reshape(count * length, KERNEL)
         embedded = self.conv(seen).relu_().view(count, length, self.width)
-        x = (embedded + self.positions[:length]).view(count * length, self.width)
+        return (embedded + self.positions[:length]).view(count * length, self.width)
+
+    def _mean(self, x: torch.Tensor, length: int) -> torch.Tensor:
+        """Run the layer over patches of `length` rows, (n * length, width) -> (n, width)."""
+        count = len(x) // length
         qkv = self.qkv(x).view(count * length, 3, NUM_HEADS, -1)
         attended = ops.segment_attention(qkv, [length] * count, qkv.shape[3] ** -0.5)
         x = self.norm1.add(self.out(attended.flatten(1)), x)
@@ -125,16 +154,9 @@ class PatchEncoder:
     @property
     def workspace(self) -> int:
         """Upper estimate of the numbers that are alive at the widest moment of one part."""
-        return max(POSITIONS_AT_ONCE, LONGEST_PATCH) * (8 * self.width + INNER_WIDTH)
+        return max(self.positions_at_once, LONGEST_PATCH) * (8 * self.width + INNER_WIDTH)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the weights."""
         return sum(layer.size_bytes for layer in (self.conv, self.qkv, self.out, self.linear1, self.linear2))
-
-
-def _windows(series: torch.Tensor, stride: int) -> torch.Tensor:
-    """Cut (length, channels) into overlapping patches, the last padded with zeros: (patches, channels, 2 * stride)."""
-    length, patch = series.shape[0], 2 * stride
-    patches = math.ceil((length - patch) / stride) + 1
-    return F.pad(series, (0, 0, 0, (patches - 1) * stride + patch - length)).unfold(0, patch, stride)

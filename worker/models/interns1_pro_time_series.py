@@ -24,7 +24,7 @@ from tessera.time_series import (
     series_stride,
     used_length,
 )
-from tessera_kernels import invariance, ops
+from tessera_kernels import ops
 from worker.layers.linear import Linear
 from worker.layers.norm import LayerNorm
 from worker.layers.source import WeightSource
@@ -47,10 +47,7 @@ def normalised(samples: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     Returns:
         (used length, channels): each channel less its mean, divided by its deviation; both over the whole series.
     """
-    wide = samples.double()
-    with invariance.one_thread():
-        mean, deviation = wide.mean(0, keepdim=True), wide.std(0, correction=0, keepdim=True)
-    return ((wide[: used_length(len(wide))] - mean) / (deviation + _SPREAD)).to(dtype)
+    return ops.normalise_series(samples, used_length(len(samples)), _SPREAD, dtype)
 
 
 class SeriesLayer:

@@ -227,6 +227,11 @@ class MultimodalLM(CausalLM):
         """Run one step; see `CausalLM.forward`."""
         return self.decoder.forward(batch, kv_cache)
 
+    def record(self) -> None:
+        """Record forwards of the encoders; see `CausalLM.record`."""
+        for encoder in self.encoders:
+            encoder.record()
+
     def prompt_positions(self, prompt_len: int, items: Sequence[ItemLayout]) -> tuple[np.ndarray, int]:
         """Return the positions of a whole prompt; see `CausalLM.prompt_positions`."""
         return mrope_positions(prompt_len, items, self.info.spatial_merge_size)

@@ -8,15 +8,13 @@ from functools import partial
 
 import torch
 
-from tessera_kernels import ops
 from worker.layers.mlp import GeluMlp
 from worker.layers.norm import LayerNorm
 from worker.layers.source import WeightSource
-from worker.models.base import EncoderInput
-from worker.models.encoder import grid_of
 from worker.models.info import ImageStatistics
 from worker.models.qwen3_vl_config import QwenVisionConfig
-from worker.models.vision_tower import VisionBlock, VisionStep, VisionTower
+from worker.models.vision_batch import VisionBatch
+from worker.models.vision_tower import Branch, VisionBlock, VisionStep, VisionTower, place_by_table
 
 _EPS = 1e-6
 
@@ -30,11 +28,26 @@ class PatchMerger:
         self.norm = LayerNorm.load(source.under("norm"), self.width if norm_after_concat else config.hidden_size, _EPS)
         self.mlp = GeluMlp.load(source, self.width, self.width, config.out_hidden_size, activation="gelu")
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (n, hidden) in merge order -> (n / merge ** 2, out_hidden)."""
+    def __call__(self, branch: Branch | None, residual: torch.Tensor) -> torch.Tensor:
+        """Merge what comes out of a block.
+
+        Args:
+            branch: to be added to the residual; None: it has been.
+            residual: (n, hidden) in merge order, changed in place.
+
+        Returns:
+            (n / merge ** 2, out_hidden).
+        """
         if self.norm_after_concat:
-            return self.mlp(self.norm(x.view(-1, self.width)))
-        return self.mlp(self.norm(x).view(-1, self.width))
+            # Neighbours lie side by side in merge order: putting them together is another view of the same rows.
+            return self.mlp(self._normed(branch, residual.view(-1, self.width)))
+        return self.mlp(self._normed(branch, residual).view(-1, self.width))
+
+    def _normed(self, branch: Branch | None, residual: torch.Tensor) -> torch.Tensor:
+        if branch is None:
+            return self.norm(residual)
+        x, bias = branch
+        return self.norm.add(x.view_as(residual), residual, bias)
 
 
 class QwenVisionTower(VisionTower):
@@ -60,22 +73,21 @@ class QwenVisionTower(VisionTower):
         load_norm = partial(LayerNorm.load, hidden_size=config.hidden_size, eps=_EPS)
         return VisionBlock(source, config, load_norm, mlp, qkv_bias=True, out_bias=True)
 
-    def place(self, embedded: torch.Tensor, item: EncoderInput) -> torch.Tensor:
-        """Add learned positions, in place; see `VisionTower`."""
-        frames, height, width = grid_of(item)
-        positions = ops.interpolate_positions(self.position_table, height, width, self.merge_size)
-        embedded.view(frames, height * width, -1).add_(positions)
-        return embedded
+    def place(self, embedded: torch.Tensor, batch: VisionBatch) -> torch.Tensor:
+        """Add learned positions; see `VisionTower`."""
+        return place_by_table(embedded, self.position_table, batch, self.merge_size, cubic=False)
 
     def run(self, residual: torch.Tensor, step: VisionStep) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
         """Run the blocks, and merge what comes out of them; see `VisionTower`."""
-        x = torch.zeros_like(residual)
+        branch: Branch | None = None
         deepstack = []
         for index, block in enumerate(self.blocks):
-            x = block(x, residual, step)
+            branch = block(branch, residual, step)
             if index in self.deepstack_mergers:
-                deepstack.append(self.deepstack_mergers[index](residual + x))
-        return self.merger(residual + x), deepstack
+                # The merger adds the branch to the residual, so the next block has nothing to add.
+                deepstack.append(self.deepstack_mergers[index](branch, residual))
+                branch = None
+        return self.merger(branch, residual), deepstack
 
     @property
     def patch_workspace(self) -> int:

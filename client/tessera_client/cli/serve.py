@@ -24,7 +24,7 @@ from tessera_client.results import Model
 
 WORKER_HOST = "127.0.0.1"
 WORKER_FLAGS = ("dtype", "device", "max_model_len", "kv_cache_bytes")
-WORKER_SWITCHES = ("disable_vision_encoder", "batch_invariant")
+WORKER_SWITCHES = ("disable_vision_encoder", "batch_invariant", "check_launches")
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 
@@ -42,6 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-model-len", metavar="N", help="most tokens of prompt and answer together")
     parser.add_argument("--kv-cache-bytes", metavar="SIZE", help="of each worker, such as 2GiB")
     parser.add_argument("--batch-invariant", action="store_true", help="answers whose bits no neighbour changes")
+    parser.add_argument("--check-launches", action="store_true", help="wait after every launch of a CUDA op (slow)")
     parser.add_argument(
         "--disable-vision-encoder", action="store_true", help="leave the vision weights out and refuse images and clips"
     )

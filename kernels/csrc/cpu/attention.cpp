@@ -318,11 +318,12 @@ struct Work {
 }  // namespace
 
 // Writes new keys and values into the cache. key, value: (tokens, kv_heads, head_dim) with `stride` floats from token
-// to token. slots: (tokens,), block * block_size + offset.
+// to token. slots: (tokens,), block * block_size + offset; a token of a negative one is written nowhere.
 TESSERA_EXPORT void tessera_store_kv(const float* key, const float* value, long stride, float* key_cache,
                                      float* value_cache, const int64_t* slots, long tokens, long kv_heads,
                                      long head_dim, long block_size) {
   for (long token = 0; token < tokens; ++token) {
+    if (slots[token] < 0) continue;
     const long block = slots[token] / block_size, offset = slots[token] % block_size;
     for (long head = 0; head < kv_heads; ++head) {
       const long to = ((block * kv_heads + head) * block_size + offset) * head_dim;

@@ -95,6 +95,7 @@ def test_it_serves_until_it_is_told_to_end(serve: Serve, checkout: Path) -> None
     """One ready line with the address and what to try; SIGTERM ends both, the gateway first, with code 0."""
     code, out, err = serve(
         "--dtype", "float32", "--max-model-len", "99", "--batch-invariant", "--disable-vision-encoder",
+        "--check-launches",
         "--worker-arg=--a 1 --b '2 3'",
     )  # fmt: skip
     assert code == 0
@@ -102,7 +103,8 @@ def test_it_serves_until_it_is_told_to_end(serve: Serve, checkout: Path) -> None
     assert "; try: tessera chat --server 127.0.0.1:" in out
     assert out.count("\n") == 1
     assert f"--model {checkout}/models/shapes/checkpoint --host 127.0.0.1 --port " in err
-    assert "--dtype float32 --max-model-len 99 --disable-vision-encoder --batch-invariant --a 1 --b 2 3\n" in err
+    assert "--dtype float32 --max-model-len 99 --disable-vision-encoder --batch-invariant --check-launches " in err
+    assert " --check-launches --a 1 --b 2 3\n" in err
     assert err.index("gateway drained") < err.index("worker drained")
 
 

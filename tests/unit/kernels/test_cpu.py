@@ -62,6 +62,41 @@ def test_rope_qk(kv_heads: int | None, half: int) -> None:
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("rows", "heads", "kv_heads"), [(5, 6, 2), (1, 3, 3), (3, 4, 1), (0, 2, 2)])
+def test_each_kv_head_turns_by_its_own_table(rows: int, heads: int, kv_heads: int) -> None:
+    """With tables head by head, a key head and the queries that read it turn by the same one; the rest stays."""
+    head_dim, half = 16, 6
+    ours, angles = randn(rows, (heads + 2 * kv_heads + 1) * head_dim), randn(rows, kv_heads, half)
+    theirs, tables = ours.clone(), (angles.cos(), angles.sin())
+    arguments = (randn(head_dim), randn(head_dim + 1)[1:].clone(), 1e-6, *tables, heads, kv_heads)
+    ops.qk_norm_rope(ours, *arguments)
+    reference.qk_norm_rope(theirs, *arguments)
+    turned = (heads + kv_heads) * head_dim
+    if rows:
+        assert_close(ours, theirs)
+    assert torch.equal(ours[:, turned:], theirs[:, turned:])
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_heads_are_turned_and_stored(normed: bool) -> None:
+    """Queries turn in place, keys and values go to their slots; a token of a negative slot is written nowhere."""
+    rows, heads, kv_heads, head_dim, block_size = 4, 4, 2, 16, 5
+    qkv, angles = randn(rows, (heads + 2 * kv_heads + 1) * head_dim), randn(rows, 8)
+    exact, weight = qkv.clone(), randn(head_dim) if normed else None
+    arguments = (weight, weight, 1e-6, angles.cos(), angles.sin(), heads, kv_heads, head_dim)
+    # a block before the cache, for what a negative slot must not touch
+    caches = [torch.full((3, kv_heads, block_size, head_dim), float("nan")) for _ in range(2)]
+    slots = torch.tensor([7, -1, 0, 4])
+    ops.qk_norm_rope_store(qkv, *arguments, *(cache[1:] for cache in caches), slots)
+    reference.qk_norm_rope(exact, *arguments)
+    query = heads * head_dim
+    assert_close(qkv[:, :query], exact[:, :query])
+    for first, cache in zip((heads, heads + kv_heads), caches, strict=True):
+        stored = cache[1:].transpose(1, 2).flatten(0, 1)[slots[slots >= 0]]
+        assert_close(stored, exact.unflatten(1, (-1, head_dim))[slots >= 0, first : first + kv_heads])
+        assert int((~cache.isnan()).sum()) == 3 * kv_heads * head_dim
+
+
 CASES = [
     ((1,), (1,)),  # a first token
     ((1, 1, 1), (5, 16, 300)),  # decodes, a full block, many blocks
@@ -113,13 +148,14 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 def test_what_the_library_does_not_serve_runs_on_the_reference() -> None:
-    """Another type, or heads that are no whole vectors, are torch's; the table says so."""
+    """Another type, or heads that are no whole vectors, are torch's; the table says so, and why."""
     assert not cpu.serves(randn(2, 2).bfloat16())
     assert not cpu.serves_heads(randn(2, 12), 12)
     table = ops.implementations(torch.float32, torch.device("cpu"), (12,))
-    assert table["paged_attention"] == "torch"
-    assert table["linear"] == "cpp"
-    assert set(ops.implementations(torch.bfloat16, torch.device("cpu")).values()) == {"torch"}
+    assert table["paged_attention"] == ops.Choice("torch", "head sizes [12] are no whole vectors")
+    assert table["linear"] == ops.Choice("cpp", "fp32 on this processor")
+    of_bf16 = set(ops.implementations(torch.bfloat16, torch.device("cpu")).values())
+    assert of_bf16 == {ops.Choice("torch", "the C++ library takes fp32, not bfloat16")}
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,17 @@ def test_activations(kind: type[LinearWeight], activation: str) -> None:
     assert (out - exact).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_no_bias_is_left_to_be_added_on_the_cpu(kind: type[LinearWeight], activation: str) -> None:
+    """A product's bias costs no pass of its own here, so it comes with the product."""
+    x, weight, bias = randn(3, 20), randn(32, 20), randn(32)
+    with torch.inference_mode():
+        made = make(kind, weight, bias, activation)
+        result, missing = made.deferred(x)
+        assert missing is None
+        assert torch.equal(result, made.apply(x))
+
+
 @pytest.mark.parametrize("inner", [16, 24, 100])
 def test_gated_products(kind: type[LinearWeight], inner: int) -> None:
     """With "swiglu" the first half of the rows gates the second, whatever the panels."""

@@ -174,7 +174,7 @@ def test_bf16_sums_in_fp32() -> None:
 def test_the_choice_is_reported() -> None:
     """fp32 on the CPU runs on our library where it is built, everything else on torch; the table says which."""
     expected = "cpp" if cpu.available() else "torch"
-    assert ops.implementations(torch.float32, CPU)["experts"] == expected
+    assert ops.implementations(torch.float32, CPU)["experts"].implementation == expected
     assert moe.create(2, 4, 4, torch.float32, CPU).implementation == expected
     assert moe.create(2, 4, 4, torch.bfloat16, CPU).implementation == "torch"
 

@@ -80,6 +80,32 @@ def test_rotation_leaves_lengths_and_the_rest_of_a_partial_head() -> None:
     assert close(after.square().sum(-2), before.square().sum(-2).double())
 
 
+@pytest.mark.parametrize(("head_dim", "half", "padded"), [(72, 36, 80), (10, 3, 10)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_vision_heads_are_prepared(head_dim: int, half: int, padded: int, with_bias: bool) -> None:
+    """Parts and heads come apart, biases are added, queries and keys turn, values do not, and zeros fill heads up."""
+    rows, heads = 3, 2
+    qkv, angles, bias = randn(rows, 3 * heads * head_dim), randn(rows, half), randn(3 * heads * head_dim)
+    ours = reference.qkv_prepare(qkv, bias if with_bias else None, angles.cos(), angles.sin(), heads, padded)
+    assert ours.shape == (3, rows, heads, padded)
+    assert not ours[..., head_dim:].any()
+    given = (qkv + bias if with_bias else qkv).view(rows, 3, heads, head_dim)
+    for part in range(2):
+        turned = reference.rotate_half(given[:, part], angles.cos(), angles.sin())
+        assert close(ours[part, ..., :head_dim], turned.double())
+    assert torch.equal(ours[2, ..., :head_dim], given[:, 2])
+
+
+def test_tokens_without_a_slot_are_written_nowhere() -> None:
+    """A negative slot leaves the cache alone; its neighbours are written."""
+    caches = [torch.full((2, 1, 4, 3), float("nan")) for _ in range(2)]
+    key, value = randn(3, 1, 3), randn(3, 1, 4)[..., 1:]
+    reference.store_kv(key, value, *caches, torch.tensor([6, -1, 1]))
+    for cache, part in zip(caches, (key, value), strict=True):
+        assert torch.equal(cache[[1, 0], :, [2, 1]], part[[0, 2]])
+        assert int((~cache.isnan()).sum()) == 6
+
+
 def exact_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """Causal attention of the last tokens in float64. query: (q, heads, dim), key, value: (k, kv_heads, dim)."""
     group = query.shape[1] // key.shape[1]

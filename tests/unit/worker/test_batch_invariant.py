@@ -3,15 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tessera.errors import FailedPrecondition
 from tessera.settings import load_settings
 from tessera_kernels import cpu, invariance, library
+from tessera_kernels.reference_sampling import thresholds
+from tessera_kernels.sampling_batch import ROW
 from worker.boot import boot, refuse_variance
-from worker.engine import sampler
-from worker.engine.sampling_params import SamplingParams
 from worker.settings import WorkerSettings
 
 SETTINGS = WorkerSettings(model="none", batch_invariant=True, device="cpu")
@@ -55,7 +56,7 @@ def test_heads_that_no_kernel_takes_are_refused() -> None:
         with pytest.raises(
             FailedPrecondition, match=r"cannot hold here: the language model's heads of 20 are no whole"
         ):
-            refuse_variance(invariance.head_obstacle(20))
+            refuse_variance(invariance.head_obstacle(20, torch.float32, torch.device("cpu")))
 
 
 def test_a_nucleus_depends_on_its_row_alone() -> None:
@@ -63,7 +64,8 @@ def test_a_nucleus_depends_on_its_row_alone() -> None:
     torch.manual_seed(0)
     scores = torch.randn(3, 70_001) * 2
     scaled = scores - scores.amax(-1, keepdim=True)
-    params = [SamplingParams(1, temperature=1.0, top_p=0.9)] * 3
+    rows = np.zeros(3, ROW)
+    rows["top_p"], rows["reach"] = 0.9, np.inf
     threads = torch.get_num_threads()
     found = []
     try:
@@ -71,8 +73,8 @@ def test_a_nucleus_depends_on_its_row_alone() -> None:
             for count in (1, 2):
                 torch.set_num_threads(count)
                 with invariance.one_thread():
-                    alone = torch.cat([sampler._thresholds(row[None], params[:1]) for row in scaled])
-                    found += [alone, sampler._thresholds(scaled, params)]
+                    alone = torch.cat([thresholds(row[None], rows[:1]) for row in scaled])
+                    found += [alone, thresholds(scaled, rows)]
                 assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)

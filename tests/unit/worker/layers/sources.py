@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+CPU = torch.device("cpu")
+
 
 class DictSource:
     """A `WeightSource` over a dict.
@@ -15,16 +17,23 @@ class DictSource:
         tensors: by full name.
         dtype: storage type of the model.
         prefix: of the names that are asked for.
+        device: of the model.
     """
 
-    def __init__(self, tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32, prefix: str = "") -> None:
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        dtype: torch.dtype = torch.float32,
+        prefix: str = "",
+        device: torch.device = CPU,
+    ) -> None:
         self.tensors = tensors
-        self.dtype, self.device = dtype, torch.device("cpu")
+        self.dtype, self.device = dtype, device
         self.prefix = prefix
 
     def under(self, prefix: str) -> "DictSource":
         """Return the source of the names below `prefix`."""
-        return DictSource(self.tensors, self.dtype, f"{self.prefix}{prefix}.")
+        return DictSource(self.tensors, self.dtype, f"{self.prefix}{prefix}.", self.device)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return a tensor's shape, or None."""
@@ -42,4 +51,4 @@ class DictSource:
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return a copy in the model's type or the given one."""
-        return self.mapped(name, shape).to(dtype or self.dtype, copy=True)
+        return self.mapped(name, shape).to(self.device, dtype or self.dtype, copy=True)

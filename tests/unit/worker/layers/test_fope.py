@@ -1,4 +1,4 @@
-"""Fourier position embedding: which frequencies are kept, what each KV head turns by, and the order of the rows."""
+"""Fourier position embedding: which frequencies are kept, and what each KV head and its queries turn by."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.worker.layers.sources import DictSource
 from worker.layers.attention import Attention, AttentionShape, AttentionStep
-from worker.layers.fope import FourierShape, FourierTable, GroupedAttention, count_frequencies
+from worker.layers.fope import FourierShape, FourierTable, count_frequencies
 from worker.layers.kv_cache import KVCache
 from worker.layers.rotary import RotaryTable
 
@@ -34,13 +34,13 @@ def test_tables_are_mixed_and_padded_with_ones(per_head: bool) -> None:
     table = FourierTable(DictSource(stored), FourierShape(100.0, HEAD_DIM, KV_HEADS, 3, per_head=per_head))
     positions = torch.tensor([[0, 5, 900]]).expand(3, 3)
     for name, values, rows in zip(("cos_coef", "sin_coef"), (torch.cos, torch.sin), table(positions), strict=True):
-        assert rows.shape == (3 * KV_HEADS, HEAD_DIM // 2)
+        assert rows.shape == ((3, KV_HEADS, HEAD_DIM // 2) if per_head else (3, HEAD_DIM // 2))
         for token, position in enumerate((0, 5, 900)):
             angles = position * 100.0 ** (-torch.arange(0, 6, 2) / HEAD_DIM)
             for head in range(KV_HEADS):
                 expected = torch.ones(HEAD_DIM // 2)
                 expected[:3] = values(angles) @ mixing[name][head if per_head else 0]
-                assert torch.allclose(rows[token * KV_HEADS + head], expected, atol=1e-4)
+                assert torch.allclose(rows[token, head] if per_head else rows[token], expected, atol=1e-4)
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -63,32 +63,58 @@ def step(cos: torch.Tensor, sin: torch.Tensor, tokens: int) -> AttentionStep:
     )  # fmt: skip
 
 
+def attention(heads: int, kv_heads: int) -> Attention:
+    """A layer with so many heads."""
+    rows = {"q": heads, "k": kv_heads, "v": kv_heads}
+    source = {
+        name: tensor[: rows[name[0]] * HEAD_DIM] if name[:6] in ("q_proj", "k_proj", "v_proj") else tensor
+        for name, tensor in _repeated(weights()).items()
+    }
+    source["o_proj.weight"] = source["o_proj.weight"][:, : heads * HEAD_DIM]
+    return Attention.load(DictSource(source), AttentionShape(HIDDEN, heads, kv_heads, HEAD_DIM, 1e-6, bias=True))
+
+
+def run(layer: Attention, tables: tuple[torch.Tensor, torch.Tensor], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Output, keys and values of a prefill."""
+    cache = KVCache(1, 3, 4, layer.shape.num_kv_heads, HEAD_DIM, torch.float32, "cpu")
+    cache.blocks.zero_()
+    return layer(x, step(*tables, x.shape[0]), cache.layer(0), None), cache.blocks
+
+
+def stream(tokens: int) -> torch.Tensor:
+    """What goes into a layer."""
+    return torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_without_mixing_it_is_rotary_attention(tokens: int) -> None:
+    """Plain tables for every head: outputs, keys and values are those of the usual layer."""
+    positions = torch.arange(tokens).expand(3, tokens)
+    shape = FourierShape(1e4, HEAD_DIM, KV_HEADS, HEAD_DIM // 2, mixed=False)
+    table = FourierTable(DictSource(weights()), shape)
+    plain = RotaryTable(1e4, HEAD_DIM, [0] * (HEAD_DIM // 2), torch.device("cpu"))
+    layer, x = attention(HEADS, KV_HEADS), stream(tokens)
+    for ours, theirs in zip(run(layer, table(positions), x), run(layer, plain(positions), x), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
 @pytest.mark.parametrize("tokens", [1, 7])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (6, 6), (6, 1), (1, 1)])
-def test_without_mixing_it_is_rotary_attention(tokens: int, heads: int, kv_heads: int) -> None:
-    """Rows group by group, plain tables for every head: outputs, keys and values are those of the usual layer."""
-    shape = AttentionShape(HIDDEN, heads, kv_heads, HEAD_DIM, 1e-6, bias=True)
-    source = DictSource(
-        {
-            name: matrix[: (heads if name[0] == "q" else kv_heads) * HEAD_DIM] if "_proj" in name else matrix
-            for name, matrix in _repeated(weights()).items()
-            if name[0] != "o"
-        }
-        | {"o_proj.weight": weights()["o_proj.weight"][:, : heads * HEAD_DIM], "o_proj.bias": weights()["o_proj.bias"]}
-    )
-    positions = torch.arange(tokens).expand(3, tokens)
-    table = FourierTable(source, FourierShape(1e4, HEAD_DIM, kv_heads, HEAD_DIM // 2, mixed=False))
-    plain = RotaryTable(1e4, HEAD_DIM, [0] * (HEAD_DIM // 2), torch.device("cpu"))
-    x = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(2))
-    results = []
-    for layer, tables in ((GroupedAttention.load(source, shape), table), (Attention.load(source, shape), plain)):
-        cache = KVCache(1, 3, 4, kv_heads, HEAD_DIM, torch.float32, "cpu")
-        cache.blocks.zero_()
-        out = layer(x, step(*tables(positions), tokens), cache.layer(0), None)
-        assert layer.size_bytes > 0
-        results.append((out, cache.blocks))
-    for ours, theirs in zip(*results, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-4)
+def test_each_kv_head_and_its_queries_turn_by_their_own_table(tokens: int, heads: int, kv_heads: int) -> None:
+    """The keys of a head are those of a layer where all heads turn by its table, and so is what its queries read."""
+    angles = torch.randn(tokens, kv_heads, HEAD_DIM // 2, generator=torch.Generator().manual_seed(3))
+    layer, x = attention(heads, kv_heads), stream(tokens)
+    layer.out.weight.write_rows(0, torch.eye(heads * HEAD_DIM)[:HIDDEN])  # what heads read, as far as it fits
+    own = run(layer, (angles.cos(), angles.sin()), x)
+    columns = heads // kv_heads * HEAD_DIM
+    for head in range(kv_heads):
+        alike = run(layer, (angles[:, head].cos(), angles[:, head].sin()), x)
+        assert torch.allclose(own[1][:, :, :, head], alike[1][:, :, :, head], atol=1e-6)
+        read = slice(head * columns, min((head + 1) * columns, HIDDEN))
+        assert torch.allclose(own[0][:, read], alike[0][:, read], atol=1e-6)
+        if kv_heads > 1:
+            other = (head + 1) % kv_heads
+            assert not torch.allclose(own[1][:, 0, :, other], alike[1][:, 0, :, other], atol=1e-2)
 
 
 def _repeated(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
