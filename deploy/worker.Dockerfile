@@ -29,6 +29,7 @@ FROM base AS wanted
 WORKDIR /src
 COPY deploy/requirements.py pyproject.toml requirements.lock ./
 RUN python3 requirements.py worker < pyproject.toml > wanted.txt \
+    && python3 requirements.py cuda-build < pyproject.toml > nvcc.txt \
     && grep '^grpcio-tools==' requirements.lock > tools.txt \
     && grep '^torch==' requirements.lock > torch.txt
 
@@ -39,11 +40,6 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY protos protos
 RUN /venv/bin/python -m grpc_tools.protoc -Iprotos --python_out=protos --grpc_python_out=protos protos/tessera/v1/*.proto
 
-FROM tools AS native
-COPY kernels/build.py kernels/
-COPY kernels/csrc kernels/csrc
-RUN python3 kernels/build.py
-
 FROM tools AS packages
 ARG TORCH_INDEX=""
 # torch first and by its exact version: it is the largest layer, and the only one that may come from elsewhere.
@@ -53,6 +49,17 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY --from=wanted /src/wanted.txt /src/requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/venv/bin/pip install -c requirements.lock -r wanted.txt
+
+FROM packages AS native
+# CUDA targets as in sm_<target>, such as "80 90a"; without any, the CUDA ops are left out.
+ARG CUDA_ARCHITECTURES=""
+COPY --from=wanted /src/nvcc.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    if [ -n "$CUDA_ARCHITECTURES" ]; then /opt/venv/bin/pip install -r nvcc.txt; fi
+COPY kernels/build.py kernels/
+COPY kernels/csrc kernels/csrc
+COPY kernels/include kernels/include
+RUN /opt/venv/bin/python kernels/build.py --architectures "$CUDA_ARCHITECTURES"
 
 FROM base
 # hadolint ignore=DL3008
