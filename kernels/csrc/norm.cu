@@ -8,32 +8,30 @@
 namespace tessera {
 namespace {
 
-constexpr int kWarpsPerBlock = 4;
-constexpr int kMaxThreads = 1024;
-
 template <typename T, typename W, int N, bool Centred, int PerThread>
 void launch_warps(const NormArguments<T, W>& arguments, const Tensor& on) {
-  const unsigned blocks = unsigned(ceil_div<int64_t>(arguments.rows, kWarpsPerBlock));
-  launch("norm", norm_kernel<T, W, N, PerThread, Centred, true>, {blocks, kWarpsPerBlock * kWarpSize}, on, arguments);
+  const unsigned blocks = unsigned(ceil_div<int64_t>(arguments.rows, kNormWarps));
+  launch("norm", norm_kernel<T, W, N, PerThread, Centred, true>, {blocks, kNormWarps * kWarpSize}, on, arguments);
 }
 
 template <typename T, typename W, int N, bool Centred, int PerThread>
 void launch_blocks(const NormArguments<T, W>& arguments, const Tensor& on) {
   const unsigned warps = unsigned(ceil_div(arguments.hidden, N * PerThread * kWarpSize));
-  STD_TORCH_CHECK(warps * kWarpSize <= kMaxThreads, "norm: rows of ", arguments.hidden, " elements are too long");
+  STD_TORCH_CHECK(warps * kWarpSize <= kNormThreads, "norm: rows of ", arguments.hidden, " elements are too long");
   launch("norm", norm_kernel<T, W, N, PerThread, Centred, false>, {unsigned(arguments.rows), warps * kWarpSize}, on,
          arguments);
 }
 
-// A warp holds rows of up to four vectors a lane; longer ones take a block, of as few vectors a thread as will do.
+// A warp holds rows of up to four vectors a lane; longer ones take a block, of four vectors a thread. Rows that no vector
+// divides take up to sixteen elements a thread, since those of one element each would end at 4096.
 template <typename T, typename W, int N, bool Centred>
 void launch_norm(const NormArguments<T, W>& arguments, const Tensor& on) {
   const int vectors = ceil_div(arguments.hidden, N);
   if (vectors <= kWarpSize) return launch_warps<T, W, N, Centred, 1>(arguments, on);
   if (vectors <= 2 * kWarpSize) return launch_warps<T, W, N, Centred, 2>(arguments, on);
   if (vectors <= 4 * kWarpSize) return launch_warps<T, W, N, Centred, 4>(arguments, on);
-  if (vectors <= 4 * kMaxThreads) return launch_blocks<T, W, N, Centred, 4>(arguments, on);
-  launch_blocks<T, W, N, Centred, 16>(arguments, on);
+  if (vectors <= 4 * kNormThreads || N > 1) return launch_blocks<T, W, N, Centred, 4>(arguments, on);
+  if constexpr (N == 1) launch_blocks<T, W, N, Centred, 16>(arguments, on);
 }
 
 struct Parts {

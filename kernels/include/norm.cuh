@@ -28,8 +28,11 @@ struct NormArguments {
   float eps;
 };
 
+constexpr int kNormWarps = 4;       // of a block whose warps have a row each
+constexpr int kNormThreads = 1024;  // most of a block that has one row
+
 template <typename T, typename W, int N, int PerThread, bool Centred, bool WarpRows>
-__global__ void norm_kernel(const NormArguments<T, W> a) {
+__global__ void __launch_bounds__(WarpRows ? kNormWarps * kWarpSize : kNormThreads) norm_kernel(const NormArguments<T, W> a) {
   const int threads = WarpRows ? kWarpSize : int(blockDim.x);
   const int thread = WarpRows ? int(threadIdx.x) % kWarpSize : int(threadIdx.x);
   const int64_t row =
@@ -42,25 +45,33 @@ __global__ void norm_kernel(const NormArguments<T, W> a) {
 
   const T* x = a.x ? a.x + row * a.x_stride : nullptr;
   T* residual = a.residual ? a.residual + row * a.residual_stride : nullptr;
+  const auto column_of = [&](int step) { return int64_t(step * threads + thread) * N; };
+  // All loads of a row are under way before the first is used; those behind its end take its last vector again.
+  Packed<T, N> of_x[PerThread], of_residual[PerThread];
+#pragma unroll
+  for (int step = 0; step < PerThread; ++step) {
+    const int64_t column = min(column_of(step), int64_t(a.hidden - N));
+    if (x) of_x[step] = load_packed<N>(x + column);
+    if (residual) of_residual[step] = load_packed<N>(residual + column);
+  }
   float values[PerThread][N];
   float sum = 0.0f;
 #pragma unroll
   for (int step = 0; step < PerThread; ++step) {
-    const int column = (step * threads + thread) * N;
-    const bool inside = column < a.hidden;
+    const int64_t column = column_of(step);
 #pragma unroll
     for (int i = 0; i < N; ++i) values[step][i] = 0.0f;
-    if (!inside) continue;
-    if (x) load_float<N>(values[step], x + column);
+    if (column >= a.hidden) continue;
+    if (x) unpack(values[step], of_x[step]);
     if (x && a.x_bias) {
       float added[N];
-      load_float<N>(added, a.x_bias + column % a.x_bias_period);
+      load_float<N>(added, a.x_bias + int(column) % a.x_bias_period);
 #pragma unroll
       for (int i = 0; i < N; ++i) values[step][i] += added[i];
     }
     if (residual) {
       float before[N];
-      load_float<N>(before, residual + column);
+      unpack(before, of_residual[step]);
       // The norm is of what storage holds, as when both steps stand alone.
 #pragma unroll
       for (int i = 0; i < N; ++i) values[step][i] = rounded<T>(before[i] + values[step][i]);
@@ -75,7 +86,7 @@ __global__ void norm_kernel(const NormArguments<T, W> a) {
     sum = 0.0f;
 #pragma unroll
     for (int step = 0; step < PerThread; ++step) {
-      if ((step * threads + thread) * N >= a.hidden) continue;
+      if (column_of(step) >= a.hidden) continue;
 #pragma unroll
       for (int i = 0; i < N; ++i) sum += (values[step][i] - mean) * (values[step][i] - mean);
     }
@@ -84,7 +95,7 @@ __global__ void norm_kernel(const NormArguments<T, W> a) {
   T* out = a.out + row * int64_t(a.hidden);
 #pragma unroll
   for (int step = 0; step < PerThread; ++step) {
-    const int column = (step * threads + thread) * N;
+    const int64_t column = column_of(step);
     if (column >= a.hidden) continue;
     float weight[N], bias[N], normed[N];
     load_float<N>(weight, a.weight + column);

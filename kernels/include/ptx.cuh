@@ -76,16 +76,6 @@ __device__ __forceinline__ void copy_async_16(void* to, const void* from, bool v
 #endif
 }
 
-// As copy_async_16 of 4 bytes, at multiples of 4.
-__device__ __forceinline__ void copy_async_4(void* to, const void* from) {
-#ifdef __CUDACC__
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
-#else
-  simt::copy_async({to, from, 4, 0});
-#endif
-}
-
 // Closes the group of copies started since the last one.
 __device__ __forceinline__ void commit_copies() {
 #ifdef __CUDACC__

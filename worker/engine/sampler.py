@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from tessera_kernels import sampling
 from tessera_kernels.sampling import ROW, SampledRows, SamplingBatch
@@ -44,7 +45,8 @@ class Sampler:
     @torch.inference_mode()
     def start(self, logits: torch.Tensor, rows: Rows) -> SampledRows:
         """Begin to draw for at least one row; the device is not waited for."""
-        return sampling.sample(logits, batch_of(rows))
+        with record_function("sample"):
+            return sampling.sample(logits, batch_of(rows))
 
     def finish(self, sampled: SampledRows, rows: Rows) -> list[Draw]:
         """Wait for what was begun, and return it."""

@@ -54,6 +54,8 @@ def test_a_worker_starts_serves_and_stops(checkpoint, tmp_path):
         assert described.num_deepstack_layers == 2
         assert described.max_item_tokens > 0
         assert described.ops["linear"]
+        assert described.op_reasons.keys() == described.ops.keys()
+        assert all(described.op_reasons.values())
         load = described.load
         assert load.free_blocks + load.cached_blocks == load.total_blocks == described.total_blocks
     finally:
