@@ -14,8 +14,7 @@ _ALIGNMENT = 16  # bytes: the widest access of a kernel
 class Upload:
     """Puts arrays on a device; on the CPU the tensors are views of the arrays.
 
-    What it returns holds until the next call, by when the step must have read its inputs: a step fetches its tokens
-    from the device before the next one is built.
+    On the CPU what it returns holds until the arrays change; elsewhere for good.
 
     Args:
         device: where tensors go.
@@ -26,6 +25,7 @@ class Upload:
         self._device = device
         self._staged = device.type != "cpu" if staged is None else staged
         self._memory = torch.empty(0, dtype=torch.uint8)
+        self._copied: torch.cuda.Event | None = None
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Return one tensor for each array, of its shape and type."""
@@ -34,11 +34,16 @@ class Upload:
         starts = [0]
         for array in arrays:
             starts.append(starts[-1] + -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT)
+        if self._copied is not None:
+            self._copied.synchronize()  # a step that draws no token does not wait for the device
         self._reserve(starts[-1])
         staged = self._memory.numpy()
         for array, start in zip(arrays, starts, strict=False):
             staged[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
         moved = self._memory[: starts[-1]].to(self._device, non_blocking=True, copy=True)
+        if self._device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record()
         return [
             moved[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
             for array, start in zip(arrays, starts, strict=False)

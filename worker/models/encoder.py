@@ -160,6 +160,7 @@ class Tower(Protocol):
 
     device: torch.device
     dtype: torch.dtype
+    patch_budget: int
 
     def __call__(self, inputs: Sequence[EncoderInput]) -> list[EncoderOutput]:
         """Encode items of kinds pixels_u8 and patches, whose shapes have been checked."""
@@ -272,8 +273,13 @@ class VisionEncoder(ItemEncoder):
 
     def workspace_bytes(self, size: ItemSize) -> int:
         """Return an upper estimate of the transient memory for one item."""
+        frames, height, width = grid_of(size)
+        budget = self.tower.patch_budget
+        rows = max(height * width, min(frames * height * width, budget))
+        if self.device.type == "cuda":
+            rows = max(rows, budget)  # what several items of one step may fill
         widest = max(2 * self.geometry.patch_elements + self.hidden_size, self.tower.patch_workspace)
-        return math.prod(grid_of(size)) * widest * max(self.dtype.itemsize, 4)
+        return rows * widest * max(self.dtype.itemsize, 4)
 
     @property
     def weight_bytes(self) -> int:

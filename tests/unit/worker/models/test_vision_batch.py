@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.unit.worker.models import checkpoints, glm_checkpoints
-from worker.models.base import EncoderInput
+from worker.models.base import EncoderInput, ItemSize
 from worker.models.encoder import VisionEncoder, grid_of
 from worker.models.loader import load_encoders
 from worker.models.vision_batch import VisionBatch, grid_table, plan
@@ -92,6 +92,18 @@ def test_cutting_changes_nothing(tmp_path: Path, family: str, budget: int) -> No
         assert torch.allclose(one.embeddings, other.embeddings, atol=1e-5)
         if other.deepstack is not None:
             assert one.deepstack is not None and torch.allclose(one.deepstack, other.deepstack, atol=1e-5)
+
+
+def test_memory_is_bounded_by_the_budget(tmp_path: Path) -> None:
+    """A clip's workspace grows up to the budget and no further; a single frame's is its own."""
+    [encoder] = load_encoders(checkpoints.write(tmp_path))
+    encoder.tower.patch_budget = 32  # type: ignore[attr-defined]
+
+    def workspace(*grid: int) -> int:
+        return encoder.workspace_bytes(ItemSize("video", grid))  # type: ignore[arg-type]
+
+    assert workspace(1, 2, 4) < workspace(2, 2, 4) < workspace(4, 2, 4)
+    assert workspace(4, 2, 4) == workspace(400, 2, 4) < workspace(1, 6, 6)
 
 
 def test_a_clip_of_one_frame_has_clips_statistics(tmp_path: Path) -> None:
