@@ -124,7 +124,8 @@ def make_batch(sequences: Sequence[tuple[Driver, int]], all_logits: bool = False
         kv_lens=tuple(kv_lens),
         state_slots=torch.tensor([driver.slot for driver, _ in sequences]),
         mm_embeds=torch.stack(embeds) if rows else None,
-        mm_positions=torch.tensor(rows) if rows else None,
+        mm_source=torch.tensor([(row, row + 1) for row in range(len(rows))]) if rows else None,
+        mm_target=torch.tensor([(row, row + 1) for row in rows]) if rows else None,
         mm_deepstack=torch.stack(sides, dim=1) if sides else None,
     )
     for name, value in vars(batch).items():

@@ -19,8 +19,8 @@ from worker.engine.upload import Upload
 from worker.models.base import EncoderOutput, ForwardBatch
 
 EncodedItem = Callable[[ItemKey], EncoderOutput]
-Rows = tuple[torch.Tensor | None, np.ndarray, torch.Tensor | None]
-_NO_ROWS = np.zeros(0, np.int64)
+Merged = tuple[torch.Tensor | None, np.ndarray, torch.Tensor | None]
+_NO_RANGES = np.zeros((2, 0, 2), np.int64)
 
 
 class BatchBuilder:
@@ -68,8 +68,8 @@ class BatchBuilder:
             row += chunk.end - chunk.start
             if chunk.samples:
                 wanted.append(row - 1)
-        embeds, rows, deepstack = self._gather(chunks, starts, encoded)
-        input_ids, axes, slots, tables, context_lens, query_start, indices, states, item_rows = self._upload(
+        embeds, ranges, deepstack = self._gather(chunks, starts, encoded)
+        input_ids, axes, slots, tables, context_lens, query_start, indices, states, item_ranges = self._upload(
             [
                 self._input_ids[:num_tokens],
                 positions,
@@ -79,7 +79,7 @@ class BatchBuilder:
                 starts,
                 np.array(wanted, np.int64),
                 self._states(chunks),
-                rows,
+                ranges,
             ]
         )
         return ForwardBatch(
@@ -94,7 +94,8 @@ class BatchBuilder:
             kv_lens=kv_lens,
             state_slots=states if self._has_state else None,
             mm_embeds=embeds,
-            mm_positions=None if embeds is None else item_rows,
+            mm_source=None if embeds is None else item_ranges[0],
+            mm_target=None if embeds is None else item_ranges[1],
             mm_deepstack=deepstack,
         )
 
@@ -147,9 +148,10 @@ class BatchBuilder:
         slots[:] = [chunk.sequence.state_slot for chunk in chunks]
         return slots
 
-    def _gather(self, chunks: list[Chunk], starts: np.ndarray, encoded: EncodedItem) -> Rows:
-        """Return the embeddings, rows and deepstack features of all placeholder tokens of the batch."""
-        embeds, rows, deepstack = [], [], []
+    def _gather(self, chunks: list[Chunk], starts: np.ndarray, encoded: EncodedItem) -> Merged:
+        """Return embeddings, ranges of theirs and of the batch's rows, and deepstack features of all placeholders."""
+        embeds, spans, deepstack = [], [], []
+        count = 0
         for chunk, first in zip(chunks, starts.tolist(), strict=False):
             for index in sorted(chunk.sequence.pinned):
                 runs = item_rows(chunk.start, chunk.end, chunk.sequence.items[index].ranges)
@@ -157,9 +159,12 @@ class BatchBuilder:
                 for run in runs:
                     assert output is not None
                     embeds.append(output.embeddings[run.source : run.source + run.length])
-                    rows.append(np.arange(first + run.destination, first + run.destination + run.length))
+                    spans.append((first + run.destination, count, run.length))
+                    count += run.length
                     if output.deepstack is not None:
                         deepstack.append(output.deepstack[:, run.source : run.source + run.length])
         if not embeds:
-            return None, _NO_ROWS, None
-        return torch.cat(embeds), np.concatenate(rows), torch.cat(deepstack, dim=1) if deepstack else None
+            return None, _NO_RANGES, None
+        targets, sources, lengths = np.array(sorted(spans), np.int64).T  # runs of several items may take turns
+        ranges = np.stack([np.stack((first, first + lengths), axis=1) for first in (sources, targets)])
+        return torch.cat(embeds), ranges, torch.cat(deepstack, dim=1) if deepstack else None

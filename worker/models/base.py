@@ -106,7 +106,8 @@ class ForwardBatch:
         state_slots: (num_seqs,) int64, slot of each sequence's recurrent state, updated in place; None where the
             model keeps none. A sequence whose KV length is its number of new tokens starts from zero.
         mm_embeds: (num_mm, hidden) embeddings of the placeholder rows, or None.
-        mm_positions: (num_mm,) int64, their rows in the batch, or None.
+        mm_source: int64 (count, 2), half-open ranges of rows of `mm_embeds`, or None.
+        mm_target: int64 (count, 2), the rows of the batch where each range goes; ascending and disjoint, or None.
         mm_deepstack: (layers, num_mm, hidden), or None.
     """
 
@@ -121,7 +122,8 @@ class ForwardBatch:
     kv_lens: tuple[int, ...]
     state_slots: torch.Tensor | None = None
     mm_embeds: torch.Tensor | None = None
-    mm_positions: torch.Tensor | None = None
+    mm_source: torch.Tensor | None = None
+    mm_target: torch.Tensor | None = None
     mm_deepstack: torch.Tensor | None = None
 
     @property

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from tessera_kernels import ops
 from worker.layers.attention import AttentionStep, LayerKind
 from worker.layers.embedding import Embedding
 from worker.layers.kv_cache import KVCache
@@ -174,8 +175,8 @@ class Decoder:
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """Run one step; see `CausalLM.forward`."""
         residual = self.embed(batch.input_ids)
-        if batch.mm_embeds is not None and batch.mm_positions is not None:
-            residual.index_copy_(0, batch.mm_positions, batch.mm_embeds)
+        if batch.mm_embeds is not None:
+            _merge(batch, residual, batch.mm_embeds, add=False)
         cos, sin = self.rotary(batch.positions)
         step = AttentionStep(
             cos, sin, batch.slot_mapping, batch.block_tables, batch.query_start, batch.context_lens, batch.query_lens,
@@ -233,5 +234,10 @@ class Decoder:
 def _add_deepstack(batch: ForwardBatch, index: int, residual: torch.Tensor) -> None:
     """Add the side features that belong after decoder layer `index`, in place, to the placeholder rows."""
     deepstack = batch.mm_deepstack
-    if deepstack is not None and batch.mm_positions is not None and index < deepstack.shape[0]:
-        residual.index_add_(0, batch.mm_positions, deepstack[index])
+    if deepstack is not None and index < deepstack.shape[0]:
+        _merge(batch, residual, deepstack[index], add=True)
+
+
+def _merge(batch: ForwardBatch, residual: torch.Tensor, features: torch.Tensor, add: bool) -> None:
+    assert batch.mm_source is not None and batch.mm_target is not None
+    ops.merge_embeddings(residual, features, batch.mm_source, batch.mm_target, add)

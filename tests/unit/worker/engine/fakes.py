@@ -123,9 +123,10 @@ class FakeModel(CausalLM):
         ids = batch.input_ids.numpy().copy()
         if self.broken_tokens & set(ids.tolist()):
             raise RuntimeError("broken token")
-        if batch.mm_positions is not None:
-            assert batch.mm_embeds is not None
-            ids[batch.mm_positions.numpy()] = batch.mm_embeds[:, 0].long().numpy()
+        if batch.mm_embeds is not None:
+            assert batch.mm_source is not None and batch.mm_target is not None
+            for (start, end), (first, last) in zip(batch.mm_target.tolist(), batch.mm_source.tolist(), strict=True):
+                ids[start:end] = batch.mm_embeds[first:last, 0].long().numpy()
         where = (batch.positions * torch.tensor([[1], [3], [7]])).sum(0).numpy()
         keys, _ = kv_cache.layer(0)
         flat = keys.view(-1, 2).numpy()

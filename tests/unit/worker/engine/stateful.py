@@ -55,9 +55,10 @@ class StatefulModel(FakeModel):
         assert batch.state_slots is not None and kv_cache.states is not None
         assert len(set(batch.state_slots.tolist())) == batch.num_seqs
         ids = batch.input_ids.numpy().copy()
-        if batch.mm_positions is not None:
-            assert batch.mm_embeds is not None
-            ids[batch.mm_positions.numpy()] = batch.mm_embeds[:, 0].long().numpy()
+        if batch.mm_embeds is not None:
+            assert batch.mm_source is not None and batch.mm_target is not None
+            for (start, end), (first, last) in zip(batch.mm_target.tolist(), batch.mm_source.tolist(), strict=True):
+                ids[start:end] = batch.mm_embeds[first:last, 0].long().numpy()
         starts, wanted = batch.query_start.tolist(), set(batch.logits_indices.tolist())
         rows = []
         for number, slot in enumerate(batch.state_slots.tolist()):

@@ -32,7 +32,8 @@ def logits(model: CausalLM) -> torch.Tensor:
         query_lens=(4,),
         kv_lens=(4,),
         mm_embeds=item.embeddings,
-        mm_positions=torch.tensor([1]),
+        mm_source=torch.tensor([[0, 1]]),
+        mm_target=torch.tensor([[1, 2]]),
         mm_deepstack=item.deepstack,
     )
     return model.forward(batch, cache)
