@@ -32,7 +32,8 @@ class WorkerSettings:
         default=False,
         metadata={
             "help": "an answer's bits depend on its own request alone: not on what runs beside it, on chunks, caches, "
-            "preemptions or --threads; float32 on the CPU, with the C++ library built, or the worker refuses to start"
+            "preemptions or --threads; on CUDA, or in float32 on the CPU with the C++ library built, else the worker "
+            "refuses to start"
         },
     )
     check_launches: bool = field(
