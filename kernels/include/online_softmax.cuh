@@ -43,10 +43,11 @@ struct OnlineRow {
 };
 
 // Turns the scores of a fragment of 16 rows, `Columns` * 8 wide, into weights, and rescales its sums of values. The
-// lanes of a quad share rows g (elements 0, 1) and g + 8 (2, 3), as mma_m16n8k16 lays them out.
-template <int Columns, int Sums>
-__device__ __forceinline__ void online_softmax(float (&scores)[Columns][4], float (&sums)[Sums][4],
-                                               OnlineRow (&rows)[2], float scale_log2e) {
+// lanes of a quad share rows g (elements 0, 1) and g + 8 (2, 3), as mma_m16n8k16 lays them out. Row: OnlineRow, or what
+// raises and weighs as it does.
+template <typename Row, int Columns, int Sums>
+__device__ __forceinline__ void online_softmax(float (&scores)[Columns][4], float (&sums)[Sums][4], Row (&rows)[2],
+                                               float scale_log2e) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int first = 2 * half, second = first + 1;

@@ -63,32 +63,6 @@ __device__ __forceinline__ void score_piece(float (&scores)[Tiles][Columns][4],
   }
 }
 
-// Takes further scores of 16 rows, turns them into weights and rescales what was summed before. Lanes of a quad share
-// rows g (elements 0, 1) and g + 8 (2, 3), as mma_m16n8k16 lays them out.
-template <int Columns, int Sums>
-__device__ __forceinline__ void weigh_scores(float (&scores)[Columns][4], float (&sums)[Sums][4],
-                                             RunningRow (&rows)[2], float scale_log2e) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int first = 2 * half, second = first + 1;
-    float top = kUnseen;
-#pragma unroll
-    for (int column = 0; column < Columns; ++column)
-      top = fmaxf(top, fmaxf(scores[column][first], scores[column][second]));
-    const float factor = rows[half].raise(reduce_warp<Max, 4>(top), scale_log2e);
-#pragma unroll
-    for (int column = 0; column < Sums; ++column) {
-      sums[column][first] *= factor;
-      sums[column][second] *= factor;
-    }
-#pragma unroll
-    for (int column = 0; column < Columns; ++column) {
-      scores[column][first] = rows[half].weigh(scores[column][first], scale_log2e);
-      scores[column][second] = rows[half].weigh(scores[column][second], scale_log2e);
-    }
-  }
-}
-
 // Hides keys that the fragment's rows do not see: `seen` of rows g and g + 8, `key` of the lane's first column.
 template <int Columns>
 __device__ __forceinline__ void hide_keys(float (&scores)[Columns][4], const int (&seen)[2], int key) {
@@ -158,7 +132,7 @@ class MmaStream {
       __syncwarp();  // all lanes have read the slot
       fill(true);
       if (key + kPieceKeys > all_see_) hide_keys(scores[0], seen_, key + lane() % 4 * 2);
-      weigh_scores(scores[0], sums[0], rows, head_.a.scale_log2e);
+      online_softmax(scores[0], sums[0], rows, head_.a.scale_log2e);
       wait_copies<kSlots - 1>();
       __syncwarp();
       add_values<T, Dim>(sums, scores, slot(used + 1), lane());

@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kPagedThreads) paged_prefill_kernel(const Page
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       if (key + kKeys > all_see) hide_keys(scores[i], rows_see[i], key + lane % 4 * 2);
-      weigh_scores(scores[i], sums[i], rows[i], a.scale_log2e);
+      online_softmax(scores[i], sums[i], rows[i], a.scale_log2e);
     }
     add_values<T, Dim>(sums, scores, keys_shared + Shape::kStage, lane);
   }

@@ -58,7 +58,6 @@ class ExpertWeights(ABC):
     def seal(self) -> None:  # noqa: B027 - most have nothing left to do
         """Finish the packing; nothing is written after it."""
 
-    @abstractmethod
     def apply(
         self,
         x: torch.Tensor,
@@ -79,6 +78,16 @@ class ExpertWeights(ABC):
         Returns:
             (n, hidden_size), type of x.
         """
+        out = self._sum(x, experts, weights)
+        if shared is None:
+            return out
+        if shared_gate is None:
+            return out + shared
+        return out.addcmul_(shared, invariance.elementwise(torch.sigmoid, shared_gate))
+
+    @abstractmethod
+    def _sum(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum of what each token's experts say; see `apply`."""
 
     @property
     def size_bytes(self) -> int:
@@ -104,19 +113,12 @@ class TorchExperts(ExpertWeights):
     def write_down(self, expert: int, start: int, rows: torch.Tensor) -> None:
         self.down[expert, start : start + rows.shape[0]].copy_(rows)
 
-    def apply(
-        self,
-        x: torch.Tensor,
-        experts: torch.Tensor,
-        weights: torch.Tensor,
-        shared: torch.Tensor | None = None,
-        shared_gate: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return _add_shared(grouped_experts(x, experts, weights, self.gate_up, self.down), shared, shared_gate)
+    def _sum(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return grouped_experts(x, experts, weights, self.gate_up, self.down)
 
 
 class CudaExperts(TorchExperts):
-    """Row-major, multiplied by our own grouped product; see csrc/grouped_gemm.cu."""
+    """Row-major, multiplied by our own grouped product, which one op combines; see csrc/grouped_gemm.cu."""
 
     implementation = "cuda"
 
@@ -158,14 +160,7 @@ class CppExperts(ExpertWeights):
     def write_down(self, expert: int, start: int, rows: torch.Tensor) -> None:
         pack_matrix(rows, start, self.hidden_size, False, self._down[expert])
 
-    def apply(
-        self,
-        x: torch.Tensor,
-        experts: torch.Tensor,
-        weights: torch.Tensor,
-        shared: torch.Tensor | None = None,
-        shared_gate: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def _sum(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         assert x.dtype is weights.dtype is torch.float32 and experts.dtype is torch.int64
         assert x.shape[1] == self.hidden_size and experts.shape == weights.shape and experts.shape[0] == x.shape[0]
         x, experts, weights = x.contiguous(), experts.contiguous(), weights.contiguous()
@@ -175,7 +170,7 @@ class CppExperts(ExpertWeights):
             out.data_ptr(), x.shape[0], experts.shape[1], self.num_experts, self.hidden_size, self.inner_size,
             invariance.enabled(), torch.get_num_threads(),
         )  # fmt: skip
-        return _add_shared(out, shared, shared_gate)
+        return out
 
 
 def grouped_experts(
@@ -204,12 +199,6 @@ def grouped_experts(
             out[order[part]] = F.linear(reference.swiglu(F.linear(rows[part], gate_up[expert])), down[expert])
             start += count
     return (out.view(num_tokens, choices, x.shape[1]).float() * weights[..., None]).sum(1).to(x.dtype)
-
-
-def _add_shared(out: torch.Tensor, shared: torch.Tensor | None, gate: torch.Tensor | None) -> torch.Tensor:
-    if shared is None:
-        return out
-    return out + shared if gate is None else out.addcmul_(shared, invariance.elementwise(torch.sigmoid, gate))
 
 
 def create(

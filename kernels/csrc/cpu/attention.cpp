@@ -311,9 +311,8 @@ void attend_many(const QueryRows& rows, long first, int count, const Head& head,
   }
 }
 
-struct Work {
-  long sequence, head, heads, first, count;  // rows [first, first + count) of each of some neighbouring heads
-};
+// Rows [first, first + count) of each of some neighbouring heads.
+struct Work { long sequence, head, heads, first, count; };
 
 }  // namespace
 

@@ -46,6 +46,7 @@ library = cuda.load(cuda.LIBRARY, "tessera", "cuda")
 for name in cuda.NAMES:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tessera::{name}", "CUDA"), name
     assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"tessera::{name}", "CPU"), name
+library.native.tessera_launches_wait(1)  # the debug setting
 x = torch.empty(3, 64, device="meta", dtype=torch.bfloat16)
 assert torch.ops.tessera.rms_norm(x, x[0], 1e-6).shape == (3, 64)
 try:
