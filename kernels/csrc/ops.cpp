@@ -74,7 +74,9 @@ TESSERA_SCHEMAS(m) {
   m.def("combine_experts(Tensor answers, Tensor weights, Tensor? shared, Tensor? shared_gate) -> Tensor");
 
   // sampling: rows and lists are records of 32-bit words
-  m.def("penalised_logits(Tensor logits, Tensor rows, Tensor biases, Tensor seen, Tensor? allowed) -> Tensor");
+  m.def(
+      "penalised_logits(Tensor logits, Tensor rows, Tensor biases, Tensor seen, Tensor? drawn, Tensor? allowed) -> "
+      "Tensor");
   m.def(
       "sample(Tensor logits, Tensor? changed, Tensor rows, bool random, bool filtered, int num_top) -> Tensor");
   m.def("gumbel(Tensor keys, Tensor tokens) -> (Tensor, Tensor)");

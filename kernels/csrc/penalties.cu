@@ -19,7 +19,8 @@ const Record* records(const Tensor& x, const char* name) {
   return static_cast<const Record*>(x.const_data_ptr());
 }
 
-Tensor penalised_logits(Tensor logits, Tensor rows, Tensor biases, Tensor seen, OptionalTensor allowed) {
+Tensor penalised_logits(Tensor logits, Tensor rows, Tensor biases, Tensor seen, OptionalTensor drawn,
+                        OptionalTensor allowed) {
   check_rows(logits, "logits");
   STD_TORCH_CHECK(logits.dim() == 2, "logits must have two axes");
   const ChangedRow* changed = records<ChangedRow>(rows, "rows");
@@ -27,6 +28,11 @@ Tensor penalised_logits(Tensor logits, Tensor rows, Tensor biases, Tensor seen, 
   const TokenValue* seen_list = records<TokenValue>(seen, "seen");
   const int64_t count = rows.size(0), vocab_size = logits.size(1);
   STD_TORCH_CHECK(vocab_size > 0 && vocab_size <= kMaxTokens, "logits have too few or too many columns");
+  if (drawn) {
+    check_contiguous(*drawn, "drawn");
+    check_type(*drawn, ScalarType::Int, "drawn");
+    STD_TORCH_CHECK(drawn->dim() == 2, "drawn must have two axes");
+  }
   if (allowed) {
     check_contiguous(*allowed, "allowed");
     check_type(*allowed, ScalarType::Int, "allowed");
@@ -44,6 +50,8 @@ Tensor penalised_logits(Tensor logits, Tensor rows, Tensor biases, Tensor seen, 
                                         changed,
                                         bias_list,
                                         seen_list,
+                                        data_or_null<int32_t>(drawn),
+                                        drawn ? drawn->size(1) : 0,
                                         allowed ? static_cast<const uint32_t*>(allowed->const_data_ptr()) : nullptr,
                                         mutable_data<float>(out),
                                         int(vocab_size),

@@ -2,7 +2,8 @@
 //
 // Rows that nothing changes are left alone. A block copies one slice of a row into shared memory, changes there what
 // its row's lists name, and writes it: logits are read once and written once, a row's lists once for each of its
-// slices, from the second cache. Products are rounded before they are subtracted, as on the CPU.
+// slices, from the second cache. Products are rounded before they are subtracted, as on the CPU. The token of the step
+// before, which the host may not know yet, is read where it was drawn and counted once more.
 //
 // Next: kernels/csrc/penalties.cu
 #pragma once
@@ -17,6 +18,7 @@ struct ChangedRow {
   int32_t bias_begin, bias_end;
   int32_t seen_begin, seen_end;
   float repetition, frequency, presence;
+  int32_t drawn;  // row of the draws whose token has been generated besides, or -1
 };
 
 // A token with its bias, or with how often it was generated (0: it is the prompt's alone).
@@ -33,6 +35,8 @@ struct PenaltyArguments {
   const ChangedRow* rows;
   const TokenValue* biases;  // a token at most once a row; likewise below
   const TokenValue* seen;
+  const int32_t* drawn;     // tokens of the step before, `drawn_stride` words apart; or null
+  int64_t drawn_stride;
   const uint32_t* allowed;  // (rows, ceil(vocab_size / 32)), token t's bit in word t / 32; or null
   float* out;               // (rows, vocab_size)
   int vocab_size;
@@ -48,9 +52,12 @@ __device__ __forceinline__ float penalised(float score, const ChangedRow& row, f
 template <typename T>
 __global__ void __launch_bounds__(kSamplingThreads) penalties_kernel(const PenaltyArguments<T> a) {
   SHARED(float, slice, kSliceLength);
+  SHARED(float, before, 1);  // how often the drawn token had been generated already
   const int number = int(blockIdx.x) / a.slices, begin = int(blockIdx.x) % a.slices * kSliceLength;
   const int length = min(kSliceLength, a.vocab_size - begin), thread = int(threadIdx.x);
   const ChangedRow row = a.rows[number];
+  const int drawn = a.drawn && row.drawn >= 0 ? a.drawn[row.drawn * a.drawn_stride] : -1;
+  if (thread == 0) before[0] = 0.0f;
   float scores[kScoresPerThread];
   load_slice(scores, a.logits + row.source * a.stride, begin, a.vocab_size, a.vectors);
 #pragma unroll
@@ -72,8 +79,15 @@ __global__ void __launch_bounds__(kSamplingThreads) penalties_kernel(const Penal
   for (int entry = row.seen_begin + thread; entry < row.seen_end; entry += kSamplingThreads) {
     const TokenValue seen = a.seen[entry];
     const unsigned at = unsigned(seen.token - begin);
-    if (at < unsigned(length)) slice[at] = penalised(slice[at], row, seen.value);
+    if (at >= unsigned(length)) continue;
+    if (seen.token == drawn)
+      before[0] = seen.value;
+    else
+      slice[at] = penalised(slice[at], row, seen.value);
   }
+  __syncthreads();
+  if (const unsigned at = unsigned(drawn - begin); thread == 0 && drawn >= 0 && at < unsigned(length))
+    slice[at] = penalised(slice[at], row, before[0] + 1.0f);
   __syncthreads();
   float* out = a.out + int64_t(number) * a.vocab_size + begin;
   for (int at = thread; at < length; at += kSamplingThreads) out[at] = slice[at];

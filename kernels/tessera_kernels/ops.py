@@ -30,6 +30,7 @@ from tessera_kernels.series import (
     series_patches,
     series_windows,
 )
+from tessera_kernels.transfer import on_device
 from tessera_kernels.vision import (
     add_positions,
     batches_pixels,
@@ -70,6 +71,7 @@ __all__ = [
     "mrope_positions",
     "normalise_series",
     "num_patches",
+    "on_device",
     "paged_attention",
     "patches_of_items",
     "position_taps",

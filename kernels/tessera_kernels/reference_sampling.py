@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tessera_kernels import invariance
-from tessera_kernels.sampling_batch import SamplingBatch
+from tessera_kernels.sampling_batch import TOKEN_VALUE, SamplingBatch
 
 # How many of the likeliest tokens are sorted. It depends on a row's own parameters alone, never on its neighbours.
 _SORTED_FEW = 64
@@ -71,6 +71,21 @@ def _scores(logits: torch.Tensor, raw: torch.Tensor, batch: SamplingBatch) -> to
     return raw.index_copy(0, _tensor(rows, raw), changed[_tensor(numbers[rows], raw).long()])
 
 
+def _seen_and_drawn(batch: SamplingBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return begins and ends of the changes' seen tokens, and these: what an earlier step has drawn is counted too."""
+    lists = [batch.seen[begin:end].copy() for begin, end in batch.changes[["seen_begin", "seen_end"]].tolist()]
+    if batch.drawn is not None:
+        tokens = batch.drawn[:, 0].cpu().numpy()
+        for number in np.flatnonzero(batch.changes["drawn"] >= 0):
+            token = tokens[batch.changes["drawn"][number]]
+            found = lists[number]["token"] == token
+            lists[number]["value"][found] += 1
+            if not found.any():
+                lists[number] = np.append(lists[number], np.array([(token, 1)], TOKEN_VALUE))
+    ends = np.cumsum([len(one) for one in lists])
+    return ends - [len(one) for one in lists], ends, np.concatenate(lists)
+
+
 def penalised_logits(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Return the logits of the batch's changes, fp32 (m, vocab_size)."""
     changes = batch.changes
@@ -80,7 +95,7 @@ def penalised_logits(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor
         scores = scores.masked_fill(bits.flatten(1)[:, : scores.shape[1]] == 0, float("-inf"))
     index, bias = _entries(changes["bias_begin"], changes["bias_end"], batch.biases, scores)
     scores[index] += bias
-    index, count = _entries(changes["seen_begin"], changes["seen_end"], batch.seen, scores)
+    index, count = _entries(*_seen_and_drawn(batch), scores)
     values = scores[index]
     repetition, frequency, presence = (
         _tensor(changes[name], scores)[index[0]] for name in ("repetition", "frequency", "presence")

@@ -14,6 +14,7 @@ import torch
 
 from tessera_kernels import cuda, reference_sampling
 from tessera_kernels.sampling_batch import CHANGE, ROW, TOKEN_VALUE, SamplingBatch
+from tessera_kernels.transfer import on_device
 
 __all__ = ["CHANGE", "ROW", "TOKEN_VALUE", "HostRows", "SampledRows", "SamplingBatch", "gumbel", "sample"]
 
@@ -82,7 +83,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> SampledRows:
     rows, changes, biases, seen = _on_device(batch, logits.device)
     changed = None
     if len(changes):
-        changed = cuda.ops().penalised_logits(logits, changes, biases, seen, batch.allowed)
+        changed = cuda.ops().penalised_logits(logits, changes, biases, seen, batch.drawn, batch.allowed)
     return SampledRows(cuda.ops().sample(logits, changed, rows, batch.is_random, batch.is_cut, batch.num_top))
 
 
@@ -107,7 +108,5 @@ def _on_device(batch: SamplingBatch, device: torch.device) -> list[torch.Tensor]
     """Return the batch's four arrays as int32 (length, words of a record), by one copy."""
     arrays = [batch.rows, batch.changes, batch.biases, batch.seen]
     words = torch.from_numpy(np.concatenate([np.ascontiguousarray(array).view(np.int32) for array in arrays]))
-    if device.type == "cuda":
-        words = words.pin_memory().to(device, non_blocking=True)
-    pieces = words.split([len(array) * (array.itemsize // 4) for array in arrays])
+    pieces = on_device(words, device).split([len(array) * (array.itemsize // 4) for array in arrays])
     return [piece.view(len(array), array.itemsize // 4) for piece, array in zip(pieces, arrays, strict=True)]

@@ -19,11 +19,11 @@ ROW = np.dtype([
     ("reach", "<f4"), ("key", "<i4", 2), ("num_top", "<i4"),
 ])  # fmt: skip
 
-# Logits to change. source: row of the logits; begin and end of its entries in `biases` and in `seen`; its penalties.
-# ChangedRow in include/penalties.cuh.
+# Logits to change. source: row of the logits; begin and end of its entries in `biases` and in `seen`; its penalties;
+# drawn: row of `drawn` whose token it has generated besides, -1 for none. ChangedRow in include/penalties.cuh.
 CHANGE = np.dtype([
     ("source", "<i4"), ("bias_begin", "<i4"), ("bias_end", "<i4"), ("seen_begin", "<i4"), ("seen_end", "<i4"),
-    ("repetition", "<f4"), ("frequency", "<f4"), ("presence", "<f4"),
+    ("repetition", "<f4"), ("frequency", "<f4"), ("presence", "<f4"), ("drawn", "<i4"),
 ])  # fmt: skip
 
 # A token with its bias, or with how often it was generated: 0 where the prompt alone has it. At most once a row.
@@ -39,6 +39,8 @@ class SamplingBatch:
         changes: CHANGE (m,).
         biases: TOKEN_VALUE, the entries of all changes.
         seen: likewise.
+        drawn: int32 (k, words), `SampledRows.words` of an earlier draw, on the logits' device; None where no change
+            names a row of it.
         allowed: int32 (m, ceil(vocab_size / 32)) on the logits' device, or None: token t's bit is in word t // 32.
     """
 
@@ -46,6 +48,7 @@ class SamplingBatch:
     changes: np.ndarray = field(default_factory=partial(np.zeros, 0, CHANGE))
     biases: np.ndarray = field(default_factory=partial(np.zeros, 0, TOKEN_VALUE))
     seen: np.ndarray = field(default_factory=partial(np.zeros, 0, TOKEN_VALUE))
+    drawn: torch.Tensor | None = None
     allowed: torch.Tensor | None = None
 
     @classmethod

@@ -9,6 +9,8 @@ from itertools import accumulate
 
 import torch
 
+from tessera_kernels.transfer import on_device
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -26,7 +28,7 @@ class Segments:
     def of(cls, lens: Sequence[int], device: torch.device) -> "Segments":
         """Return segments of these lengths."""
         starts = torch.tensor([0, *accumulate(lens)], dtype=torch.int32)
-        return cls(lens, starts.to(device, non_blocking=True))
+        return cls(lens, on_device(starts, device))
 
     @property
     def count(self) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from tessera_kernels import cuda, reference_series
 from tessera_kernels.reference_series import num_patches, series_windows
+from tessera_kernels.transfer import on_device
 
 __all__ = ["SeriesBatch", "normalise_series", "num_patches", "series_patches", "series_windows"]
 
@@ -41,7 +42,7 @@ class SeriesBatch:
             patches += num_patches(part.shape[0], stride) * part.shape[1]
             start += part.numel()
         samples = torch.cat([part.flatten() for part in series])
-        return cls(samples, table.to(samples.device, non_blocking=True), stride, patches)
+        return cls(samples, on_device(table, samples.device), stride, patches)
 
 
 def series_patches(

@@ -6,6 +6,7 @@ and threads. Alone means: nothing else in the engine, the whole prompt in one st
 Next: kernels/tessera_kernels/invariance.py
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
 from tessera_kernels import cpu, invariance, library
+from tessera_kernels.sampling import SampledRows
 from tests.parity.families import MAKERS
 from tests.parity.model_harness import Prompt
 from tests.tiny_models import VOCAB_SIZE, make_tiny_qwen3vl
@@ -25,9 +27,9 @@ from tests.unit.kernels.conftest import BUILDS
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.output import Logprob
-from worker.engine.sampler import Draw, Sampler
+from worker.engine.sampler import Draw, Rows, Sampler
 from worker.engine.sampling_params import SamplingParams
-from worker.engine.sequence import Sequence, SequenceGroup, SequenceItem, TokenSpan
+from worker.engine.sequence import SequenceGroup, SequenceItem, TokenSpan
 from worker.layers.graph import Recorder as GraphRecorder
 from worker.models.base import CausalLM, EncoderInput
 from worker.models.loader import load_model
@@ -56,13 +58,20 @@ class Recorder(Sampler):
 
     def __init__(self) -> None:
         self.seen: list[tuple[Key, torch.Tensor, Draw]] = []
+        self._begun: deque[list[tuple[Key, torch.Tensor]]] = deque()
 
-    def sample(self, logits: torch.Tensor, rows: list[tuple[int, Sequence]]) -> list[Draw]:
-        """Draw, and note."""
-        draws = super().sample(logits, rows)
-        for (row, sequence), draw in zip(rows, draws, strict=True):
-            name = sequence.group.request_id.split("/")[0]
-            self.seen.append(((name, sequence.choice, sequence.num_tokens), logits[row].clone(), draw))
+    def start(self, logits: torch.Tensor, rows: Rows, drawn: SampledRows | None = None) -> SampledRows:
+        """Begin to draw, and note from what."""
+        sampled = super().start(logits, rows, drawn)
+        names = [sequence.group.request_id.split("/")[0] for _, sequence in rows]
+        keys = [(name, one.choice, one.num_tokens) for name, (_, one) in zip(names, rows, strict=True)]
+        self._begun.append([(key, logits[row].clone()) for key, (row, _) in zip(keys, rows, strict=True)])
+        return sampled
+
+    def finish(self, sampled: SampledRows, rows: Rows) -> list[Draw]:
+        """Fetch, and note what was drawn."""
+        draws = super().finish(sampled, rows)
+        self.seen += [(*begun, draw) for begun, draw in zip(self._begun.popleft(), draws, strict=True)]
         return draws
 
 
@@ -129,6 +138,7 @@ class Mix:
                 "enable_prefix_cache": bool(rng.random() < 0.7),
                 "retain_encoded": bool(rng.random() < 0.5),
                 "state_checkpoints": int(rng.choice([3, 16])),
+                "async_scheduling": bool(rng.random() < 0.5),
                 **({"num_blocks": 13, "max_model_len": 104} if few_blocks else {}),
             },
         )

@@ -29,6 +29,7 @@ from tests.parity.test_batch_invariance import (
 )
 from tests.unit.worker.models.test_vision_cuda import Seen
 from worker.engine.engine import Engine
+from worker.engine.sampler import Sampler
 from worker.layers.graph import EagerGraph
 from worker.models.encoder import VisionEncoder
 from worker.models.loader import load_model
@@ -72,7 +73,7 @@ def run(engine: Engine) -> None:
 def rows_of(path: Path, *, recorded: bool, dtype: str = "float32") -> tuple[dict[Any, torch.Tensor], Counter[str]]:
     """Run all prompts of a family together in small steps; return each token's logits and the ops that ran."""
     model = load_model(path, dtype)
-    engine, _ = make_engine(model, max_batched_tokens=33)
+    engine, _ = make_engine(model, max_batched_tokens=33, async_scheduling=recorded)
     if recorded:
         engine.runner.record(EagerGraph)
         for encoder in model.encoders:  # type: ignore[attr-defined]
@@ -102,6 +103,25 @@ def test_logits_are_those_of_the_cpu(family: str, tmp_path_factory: pytest.TempP
     experts = "moe" in family or family == "interns1_pro"
     wanted = COMMON | OF_FAMILY.get(family, set()) | (OF_EXPERTS if experts else {"swiglu"})
     assert wanted <= set(ops), wanted - set(ops)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: needs a CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_but_the_fetch_waits_for_the_device(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of a day's steps, images, prefill, decodes and draws alike, none synchronises but where tokens are fetched."""
+    model = load_model(FAMILIES[family](tmp_path_factory.mktemp(family)), "bfloat16", device=torch.device("cuda", 0))
+    engine, _ = make_engine(model, max_batched_tokens=33, async_scheduling=True)
+    engine.sampler = Sampler()
+    engine.runner.record()
+    prompts = make_prompts(model)
+    for day in ("warm-up", "day"):  # libraries may wait at their first calls
+        torch.cuda.set_sync_debug_mode("error" if day == "day" else "default")
+        try:
+            for name in names_of(family):
+                submit(engine, f"{name}/{day}", name, prompts[name], (0,))
+            run(engine)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -44,12 +44,13 @@ class BatchBuilder:
         self._tables = np.zeros(sequences * self._max_blocks, np.int32)
         self._state_slots = np.zeros(sequences, np.int64)
 
-    def build(self, chunks: Iterable[Chunk], encoded: EncodedItem) -> ForwardBatch:
+    def build(self, chunks: Iterable[Chunk], encoded: EncodedItem, drawn: torch.Tensor | None = None) -> ForwardBatch:
         """Flatten the chunks.
 
         Args:
             chunks: in the order that they take in the batch; at most the configured tokens and sequences.
             encoded: gives an item's embeddings; called for the items that a chunk touches.
+            drawn: int (rows,), on the device: tokens that are pending; needed where a chunk has one.
 
         Returns:
             The batch, on the model's device.
@@ -62,14 +63,17 @@ class BatchBuilder:
         num_tokens = int(starts[-1])
         positions = self._positions[: 3 * num_tokens].reshape(3, num_tokens)
         wanted = []
+        pending: list[tuple[int, int]] = []
         row = 0
         for chunk in chunks:
             self._fill(chunk, row, positions)
             row += chunk.end - chunk.start
             if chunk.samples:
                 wanted.append(row - 1)
+                if chunk.sequence.pending >= 0:
+                    pending.append((row - 1, chunk.sequence.pending))
         embeds, ranges, deepstack = self._gather(chunks, starts, encoded)
-        input_ids, axes, slots, tables, context_lens, query_start, indices, states, item_ranges = self._upload(
+        input_ids, axes, slots, tables, context_lens, query_start, indices, states, item_ranges, places = self._upload(
             [
                 self._input_ids[:num_tokens],
                 positions,
@@ -80,8 +84,12 @@ class BatchBuilder:
                 np.array(wanted, np.int64),
                 self._states(chunks),
                 ranges,
+                np.array(pending, np.int64).reshape(-1, 2).T,
             ]
         )
+        if pending:
+            assert drawn is not None
+            input_ids.index_copy_(0, places[0], drawn[places[1]].long())
         return ForwardBatch(
             input_ids=input_ids,
             positions=axes,

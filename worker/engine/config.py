@@ -24,6 +24,7 @@ class EngineConfig:
         staged_ttl_s: seconds that an unwanted staged item is kept.
         state_checkpoints: slots that keep recurrent state for reuse; of no matter where the model has none.
         state_passing_share: share of them that answers may take while they grow, the rest is for prompts.
+        async_scheduling: launch a step before the tokens of the one before have been fetched.
     """
 
     max_model_len: int
@@ -39,6 +40,7 @@ class EngineConfig:
     staged_ttl_s: float = 300.0
     state_checkpoints: int = 32
     state_passing_share: float = 0.5
+    async_scheduling: bool = False
 
     def __post_init__(self) -> None:
         assert self.block_size > 0 and self.max_sequences > 0

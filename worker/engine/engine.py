@@ -1,5 +1,9 @@
 """The engine: `step()` is schedule, prepare, run, sample, publish.
 
+With asynchronous scheduling a step is launched before the tokens of the one before are known: those stay on the device,
+where the new step takes them from, and are fetched while it runs. A sequence that turns out to have ended has then run
+one token too many, which nobody sees.
+
 One thread calls everything here; what other threads bring goes through the bridge (and, for bytes, the item store).
 
 Next: worker/engine/scheduler.py
@@ -28,7 +32,7 @@ from worker.engine.output import (
     StepOutput,
 )
 from worker.engine.refusal import refusal_of
-from worker.engine.sampler import Draw, Sampler
+from worker.engine.sampler import Draw, Flight, Sampler
 from worker.engine.schedule import Chunk, EncodeTask, Schedule
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence, SequenceGroup, Status
@@ -61,6 +65,8 @@ class Engine:
         self.runner = ModelRunner(config, model, self.encoder_cache)
         self.sampler = Sampler()
         self.num_steps = 0
+        # Draws under way: of one step, but for those of a step that failed, which do not outlast it.
+        self._flights: list[Flight] = []
         self._clock = clock
         self._eos = frozenset(model.info.eos_token_ids)
         self._arrivals = 0
@@ -107,6 +113,7 @@ class Engine:
 
     def drop_all(self) -> None:
         """End all requests as failed, after an exception that concerned all of them."""
+        self._flights = []
         for sequences in tuple(self._groups.values()):
             for sequence in tuple(sequences):
                 self._end(sequence, FinishReason.ERROR, INTERNAL)
@@ -139,10 +146,17 @@ class Engine:
         What is wrong with one sequence ends that sequence; an exception that comes out of here is about all of them.
         """
         plan = self._schedule()
+        has_work = bool(plan or self._flights)
         self._encode(plan)
-        draws = self._run(plan)
-        self._advance(plan, draws)
-        return self._publish(plan)
+        flights, error = self._launch(plan)
+        self._land(plan)
+        if error is not None:
+            flights = self._recover(plan, error)
+        self._advance(plan)
+        self._flights = [flight.take_off() for flight in flights]
+        if error is not None or not self.config.async_scheduling:
+            self._land(plan)
+        return self._publish(plan, has_work)
 
     @property
     def is_idle(self) -> bool:
@@ -211,21 +225,25 @@ class Engine:
                 plan.drop(sequence)
                 self._fail(sequence, error)
 
-    def _run(self, plan: Schedule) -> dict[Sequence, Draw]:
-        """Return the tokens drawn in this step; sequences that cannot run are ended and dropped from the plan."""
+    def _launch(self, plan: Schedule) -> tuple[list[Flight], Exception | None]:
+        """Begin to compute what was scheduled and to draw; return the draws, or why it failed."""
         if not plan.chunks:
-            return {}
+            return [], None
         self.runner.copy_blocks(plan.copies)
         self.runner.copy_states(plan.state_loads.values())
         self.scheduler.loaded(plan)
         try:
-            return self._draw(list(plan.chunks.values()))
+            return self._draw(list(plan.chunks.values())), None
         except Exception as error:
             log.error("step_failed", num_sequences=len(plan.chunks), num_tokens=plan.num_tokens, exc_info=True)
-            if self.states is None:
-                return self._run_each(plan)
-            self._suspect_all(plan, error)
-            return {}
+            return [], error
+
+    def _recover(self, plan: Schedule, error: Exception) -> list[Flight]:
+        """Do what a failed step can still do; sequences that cannot run are ended and dropped from the plan."""
+        if self.states is None:
+            return self._run_each(plan)
+        self._suspect_all(plan, error)
+        return []
 
     def _suspect_all(self, plan: Schedule, error: Exception) -> None:
         """Let each sequence of a failed step run alone, in steps to come; one that just did so is the one to blame.
@@ -237,26 +255,33 @@ class Engine:
                 log.error("sequence_failed", request_id=chunk.sequence.group.request_id)
                 self._fail(chunk.sequence, error)
 
-    def _run_each(self, plan: Schedule) -> dict[Sequence, Draw]:
-        draws: dict[Sequence, Draw] = {}
+    def _run_each(self, plan: Schedule) -> list[Flight]:
+        flights: list[Flight] = []
         for chunk in tuple(plan.chunks.values()):
             # Running a chunk again writes the same keys and values to the same slots.
             try:
-                draws |= self._draw([chunk])
+                flights += self._draw([chunk])
             except Exception as error:
                 log.error("sequence_failed", request_id=chunk.sequence.group.request_id, exc_info=True)
                 plan.drop(chunk.sequence)
                 self._fail(chunk.sequence, error)
-        return draws
+        return flights
 
-    def _draw(self, chunks: list[Chunk]) -> dict[Sequence, Draw]:
-        batch = self.runner.prepare(chunks)
-        logits = self.runner.run(batch)
+    def _draw(self, chunks: list[Chunk]) -> list[Flight]:
+        drawn = self._flights[0].sampled if self._flights else None
+        logits = self.runner.run(self.runner.prepare(chunks, drawn))
         rows = _rows_to_sample(chunks)
-        draws = self.sampler.sample(logits, rows)
-        return {sequence: draw for (_, sequence), draw in zip(rows, draws, strict=True)}
+        return [Flight(self.sampler.start(logits, rows, drawn), rows)] if rows else []
 
-    def _advance(self, plan: Schedule, draws: dict[Sequence, Draw]) -> None:
+    def _land(self, plan: Schedule) -> None:
+        """Wait for the draws under way; a sequence that ends with its token is dropped from the plan."""
+        flights, self._flights = self._flights, []
+        for flight in flights:
+            for (_, sequence), draw in zip(flight.rows, self.sampler.finish(*flight), strict=True):
+                if sequence.status is not Status.FINISHED:
+                    self._note(sequence, draw, plan)
+
+    def _advance(self, plan: Schedule) -> None:
         for chunk in plan.chunks.values():
             prompt_is_computed = chunk.samples
             self.scheduler.complete(chunk, plan)
@@ -264,8 +289,6 @@ class Engine:
                 self.scheduler.fork(chunk.sequence, plan)
         if plan.state_saves:
             self._save_states(plan)
-        for sequence, draw in draws.items():
-            self._append(sequence, draw)
 
     def _save_states(self, plan: Schedule) -> None:
         try:
@@ -275,14 +298,15 @@ class Engine:
             raise
         self.scheduler.saved(plan)
 
-    def _append(self, sequence: Sequence, draw: Draw) -> None:
-        sequence.token_ids.append(draw.token_id)
+    def _note(self, sequence: Sequence, draw: Draw, plan: Schedule) -> None:
+        sequence.token_ids[-1], sequence.pending = draw.token_id, -1
         update = self._update(sequence)
         update.token_ids.append(draw.token_id)
         if draw.logprob is not None:
             update.logprobs.append(draw.logprob)
         reason = self._finish_reason(sequence)
         if reason is not None:
+            plan.drop(sequence)
             self._end(sequence, reason, update=update)
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
@@ -291,7 +315,7 @@ class Engine:
         if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
             sequence.matched_stop_token_id = token
             return FinishReason.STOP
-        if sequence.num_generated >= params.max_tokens or sequence.num_tokens >= self.config.max_model_len:
+        if sequence.is_full(self.config.max_model_len):
             return FinishReason.LENGTH
         return None
 
@@ -346,10 +370,10 @@ class Engine:
         self._updates.append(update)
         return update
 
-    def _publish(self, plan: Schedule) -> StepOutput:
+    def _publish(self, plan: Schedule, has_work: bool) -> StepOutput:
         self.num_steps += 1
         updates, self._updates = self._updates, []
-        return StepOutput(self.num_steps, updates, plan.need_items, self.load(), worked=bool(plan) or plan.has_failed)
+        return StepOutput(self.num_steps, updates, plan.need_items, self.load(), worked=has_work or plan.has_failed)
 
 
 def _rows_to_sample(chunks: Iterable[Chunk]) -> list[tuple[int, Sequence]]:

@@ -11,6 +11,7 @@ from torch.profiler import record_function
 
 from tessera.errors import InvalidArgument
 from tessera.items import MultimodalItem
+from tessera_kernels.sampling import SampledRows
 from worker.engine.batch import BatchBuilder
 from worker.engine.config import EngineConfig
 from worker.engine.encoder_cache import EncoderCache
@@ -113,9 +114,9 @@ class ModelRunner:
                 field="items",
             )
 
-    def prepare(self, chunks: Iterable[Chunk]) -> ForwardBatch:
-        """Return the batch of some chunks, whose items have been encoded."""
-        return self._builder.build(chunks, self._cache.get)
+    def prepare(self, chunks: Iterable[Chunk], drawn: SampledRows | None = None) -> ForwardBatch:
+        """Return the batch of some chunks, whose items have been encoded; their pending tokens are among the drawn."""
+        return self._builder.build(chunks, self._cache.get, None if drawn is None else drawn.tokens)
 
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> torch.Tensor:

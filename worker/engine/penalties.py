@@ -45,7 +45,7 @@ class TokenCounts:
         """Count the tokens that have come since the last time.
 
         Args:
-            token_ids: all tokens of the sequence.
+            token_ids: all known tokens of the sequence.
         """
         for token in token_ids[self._num_counted :]:
             slot = self._slots.setdefault(token, self._num_seen)
@@ -72,6 +72,7 @@ def changes_of(rows: list[tuple[int, Sequence]]) -> tuple[np.ndarray, np.ndarray
     changes["repetition"] = [p.repetition_penalty for p in params]
     changes["frequency"] = [p.frequency_penalty for p in params]
     changes["presence"] = [p.presence_penalty for p in params]
+    changes["drawn"] = [sequence.pending if sequence.params.has_penalties else -1 for _, sequence in rows]
     for name, lists in (("bias", biases), ("seen", seen)):
         ends = np.cumsum([len(one) for one in lists])
         changes[f"{name}_end"] = ends
@@ -86,7 +87,7 @@ def _seen_by(sequence: Sequence) -> np.ndarray:
     counts = sequence.token_counts
     if counts is None:
         counts = sequence.token_counts = TokenCounts(sequence)
-    counts.update(sequence.token_ids)
+    counts.update(sequence.known_ids)
     if sequence.params.repetition_penalty != 1.0:
         return counts.seen
     return counts.seen[counts.generated > 0]  # the others are about what was generated

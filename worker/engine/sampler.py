@@ -15,7 +15,7 @@ from tessera_kernels.sampling import ROW, SampledRows, SamplingBatch
 from worker.engine.noise import row_key
 from worker.engine.output import Logprob, TokenLogprob
 from worker.engine.penalties import changes_of
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import PENDING, Sequence, Status
 
 Rows = list[tuple[int, Sequence]]
 """(Row of the logits, sequence); choices that fork share a row."""
@@ -26,6 +26,26 @@ class Draw(NamedTuple):
 
     token_id: int
     logprob: Logprob | None = None
+
+
+class Flight(NamedTuple):
+    """Draws on their way from the device.
+
+    Args:
+        sampled: what was drawn.
+        rows: for whom.
+    """
+
+    sampled: SampledRows
+    rows: Rows
+
+    def take_off(self) -> "Flight":
+        """Give each sequence that has not ended meanwhile its token, whatever it is."""
+        for number, (_, sequence) in enumerate(self.rows):
+            if sequence.status is not Status.FINISHED:
+                sequence.token_ids.append(PENDING)
+                sequence.pending = number
+        return self
 
 
 class Sampler:
@@ -43,10 +63,16 @@ class Sampler:
         return self.finish(self.start(logits, rows), rows)
 
     @torch.inference_mode()
-    def start(self, logits: torch.Tensor, rows: Rows) -> SampledRows:
-        """Begin to draw for at least one row; the device is not waited for."""
+    def start(self, logits: torch.Tensor, rows: Rows, drawn: SampledRows | None = None) -> SampledRows:
+        """Begin to draw for at least one row; the device is not waited for.
+
+        Args:
+            logits: (num_logits, vocab_size), as the model gave them; not changed.
+            rows: what to draw.
+            drawn: the step before's draws, where pending tokens stand.
+        """
         with record_function("sample"):
-            return sampling.sample(logits, batch_of(rows))
+            return sampling.sample(logits, batch_of(rows, drawn))
 
     def finish(self, sampled: SampledRows, rows: Rows) -> list[Draw]:
         """Wait for what was begun, and return it."""
@@ -61,8 +87,8 @@ class Sampler:
         return draws
 
 
-def batch_of(rows: Rows) -> SamplingBatch:
-    """Return what the kernels are told of the sequences' parameters."""
+def batch_of(rows: Rows, drawn: SampledRows | None = None) -> SamplingBatch:
+    """Return what the kernels are told of the sequences' parameters; see `Sampler.start`."""
     sources = [row for row, _ in rows]
     params = [sequence.params for _, sequence in rows]
     if all(p.is_plain for p in params):
@@ -83,7 +109,8 @@ def batch_of(rows: Rows) -> SamplingBatch:
     if not changed:
         return SamplingBatch(records)
     records["changed"][changed] = np.arange(len(changed))
-    return SamplingBatch(records, *changes_of([rows[number] for number in changed]))
+    changes = changes_of([rows[number] for number in changed])
+    return SamplingBatch(records, *changes, drawn=None if drawn is None else drawn.words)
 
 
 @lru_cache(maxsize=1024)

@@ -116,7 +116,7 @@ class Scheduler:
             self._continue_prefills(plan)
             if none_is_held_up:
                 self._admit(plan)
-        while not plan and len(self.running) > 1:
+        while not plan and len(self.running) > 1 and not any(map(self._awaits_end, self.running)):
             # Each waits for room that another one's pins or blocks take: the last in rank makes way.
             self._preempt(self.running[-1], plan)
             plan.cache_is_full = False
@@ -195,7 +195,7 @@ class Scheduler:
 
     def _continue_decodes(self, plan: Schedule) -> None:
         for sequence in tuple(self.running):
-            if sequence.status is Status.RUNNING and sequence.num_computed == len(sequence.token_ids) - 1:
+            if self._can_go_on(sequence) and sequence.num_computed == sequence.num_tokens - 1:
                 # A prompt's last token may stand inside an item, like any other of it.
                 if sequence.wanted and self._items.chunk_end(sequence, sequence.num_tokens, plan) < sequence.num_tokens:
                     continue
@@ -205,7 +205,7 @@ class Scheduler:
         for sequence in tuple(self.running):
             if plan.num_tokens >= self._config.max_batched_tokens:
                 return
-            if sequence.status is Status.RUNNING and sequence not in plan.chunks:
+            if self._can_go_on(sequence) and sequence not in plan.chunks:
                 self._continue_prefill(sequence, plan)
 
     def _continue_prefill(self, sequence: Sequence, plan: Schedule) -> None:
@@ -215,6 +215,14 @@ class Scheduler:
         elif self._items.missing(sequence, sequence.num_computed):
             # The item was encoded for someone else when this one was admitted, and has been evicted since.
             self._preempt(sequence, plan)
+
+    def _awaits_end(self, sequence: Sequence) -> bool:
+        """Return whether a sequence ends as soon as its pending token is known."""
+        return sequence.pending >= 0 and sequence.is_full(self._config.max_model_len)
+
+    def _can_go_on(self, sequence: Sequence) -> bool:
+        """Return whether one of those that ran when the step began was not preempted since, and has more to compute."""
+        return sequence.status is Status.RUNNING and not self._awaits_end(sequence)
 
     def _run_suspect(self, plan: Schedule) -> bool:
         """Run the first of a failed step's sequences that can, alone; False where one finds no room.
@@ -255,7 +263,7 @@ class Scheduler:
             budget = self._config.max_batched_tokens - plan.num_tokens
             if budget <= 0 or not (self._has_seat(sequence) or self._outranks_last(sequence)):
                 return
-            if not self._admit_one(sequence, plan):
+            if not self._awaits_end(sequence) and not self._admit_one(sequence, plan):
                 return
 
     def _admit_one(self, sequence: Sequence, plan: Schedule) -> bool:

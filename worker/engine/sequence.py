@@ -14,6 +14,8 @@ from worker.engine.encoder_cache import ItemKey
 from worker.engine.output import FinishReason, SequenceFailure
 from worker.engine.sampling_params import SamplingParams
 
+PENDING = -1  # stands in `token_ids` for a token that has been drawn and is not known yet
+
 
 class TokenSpan(NamedTuple):
     """Half-open run of prompt tokens: the engine's plain twin of `PlaceholderRange`, whose module needs grpc."""
@@ -128,7 +130,7 @@ class Sequence:
     Args:
         group: what was submitted.
         choice: index among the request's choices.
-        token_ids: prompt and generated tokens.
+        token_ids: prompt and generated tokens; the last may be PENDING.
         arrival: counts submissions; earlier ones run first within a priority.
         positions: what the model said of the prompt's positions, int64 (3, prompt tokens); opaque here.
         position_delta: position of a generated token minus its index.
@@ -169,6 +171,8 @@ class Sequence:
     # Set while it is under suspicion of having failed a step: it runs alone until it has come so far.
     trial_end: int | None = None
     num_preemptions: int = 0
+    # Row of its last token among the draws that are still on the device; -1 where all tokens are known.
+    pending: int = -1
     # Prompt tokens found in the prefix cache when it first ran.
     num_cached: int | None = None
     finish_reason: FinishReason | None = None
@@ -202,6 +206,15 @@ class Sequence:
     def num_generated(self) -> int:
         """Generated tokens, those of earlier epochs included."""
         return len(self.token_ids) - len(self.group.prompt_ids)
+
+    @property
+    def known_ids(self) -> list[int]:
+        """Tokens without one that is PENDING; not to be changed."""
+        return self.token_ids[:-1] if self.pending >= 0 else self.token_ids
+
+    def is_full(self, max_model_len: int) -> bool:
+        """Return whether its last token, known or not, is the last that it may have."""
+        return self.num_generated >= self.params.max_tokens or self.num_tokens >= max_model_len
 
     @property
     def rank(self) -> tuple[int, int, int]:

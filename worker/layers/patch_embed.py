@@ -90,11 +90,11 @@ class PatchEmbed:
         for (kind, still), group in groupby(pairs, lambda pair: (pair[0].kind, pair[1])):
             tensors = [item.tensor for item, _ in group]
             if kind != "pixels_u8":
-                parts += [self.patches(rows.to(self.clip.device)) for rows in tensors]
+                parts += [self.patches(ops.on_device(rows, self.clip.device)) for rows in tensors]
             elif ops.batches_pixels(self.clip.device, self.clip.dtype):
                 parts.append(self._pixels_at_once(tensors, still))
             else:
-                parts += [self.pixels(frames.to(self.clip.device), still=still) for frames in tensors]
+                parts += [self.pixels(ops.on_device(frames, self.clip.device), still=still) for frames in tensors]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def pixels(self, frames: torch.Tensor, *, still: bool) -> torch.Tensor:
@@ -123,7 +123,7 @@ class PatchEmbed:
             rows += -(-count // temporal) * height * width
             first_byte += frames.numel()
         patches = ops.patches_of_items(
-            _gathered(items, device), table.to(device, non_blocking=True), rows, side, shape.merge_size,
+            _gathered(items, device), ops.on_device(table, device), rows, side, shape.merge_size,
             temporal, _CENTRE, self.clip.dtype,
         )  # fmt: skip
         return (self.still if still else self.clip).apply(patches)

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from tessera.errors import InvalidArgument
+from tessera_kernels import ops
 from worker.models.base import EncoderInput, EncoderOutput, Grid, ItemSize
 from worker.models.config import VisionConfig
 from worker.models.info import ProcessorLimits
@@ -123,8 +124,8 @@ class ItemEncoder(ABC):
     def _pass_through(self, item: EncoderInput) -> EncoderOutput:
         deepstack = item.side["deepstack"] if self.num_deepstack_layers else None
         return EncoderOutput(
-            item.tensor.to(self.device, self.dtype),
-            None if deepstack is None else deepstack.to(self.device, self.dtype),
+            ops.on_device(item.tensor, self.device).to(self.dtype),
+            None if deepstack is None else ops.on_device(deepstack, self.device).to(self.dtype),
         )
 
 

@@ -131,7 +131,7 @@ class SeriesTower:
         Returns:
             For each series (tokens, out_hidden_size), with memory of its own.
         """
-        samples = [normalised(part.to(self.device), self.dtype) for part in series]
+        samples = [normalised(ops.on_device(part, self.device), self.dtype) for part in series]
         strides = [series_stride(len(part), rate) for part, rate in zip(series, rates_hz, strict=True)]
         features = self.patches(samples, strides)
         adapted = self.adapt_in(torch.cat(features)).split([len(part) for part in features])

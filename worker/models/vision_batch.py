@@ -88,7 +88,7 @@ class VisionBatch:
     @cached_property
     def grids(self) -> torch.Tensor:
         """Return int64 (k, 4): first row, t, h, w of each item, on the device."""
-        return grid_table([grid_of(item) for item in self.items]).to(self.device, non_blocking=True)
+        return ops.on_device(grid_table([grid_of(item) for item in self.items]), self.device)
 
     @cached_property
     def segments(self) -> ops.Segments:

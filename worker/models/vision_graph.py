@@ -76,8 +76,8 @@ class VisionGraphs:
         recording.residual[: batch.rows].copy_(residual)
         recording.residual[batch.rows :].zero_()
         table = grid_table([grid_of(item) for item in batch.items], MAX_ITEMS, batch.rows)
-        recording.grids.copy_(table, non_blocking=True)
-        recording.starts.copy_(batch.segments.padded_starts(MAX_SEGMENTS), non_blocking=True)
+        recording.grids.copy_(ops.on_device(table, recording.grids.device))
+        recording.starts.copy_(ops.on_device(batch.segments.padded_starts(MAX_SEGMENTS), recording.starts.device))
         merged, deepstack = recording.graph.replay()
         tokens = batch.rows // self._tower.merge_size**2
         return merged[:tokens].clone(), [side[:tokens] for side in deepstack]

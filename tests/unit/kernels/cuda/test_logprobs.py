@@ -78,23 +78,34 @@ def changes_of(vocab_size: int, seed: int = 0) -> SamplingBatch:
 
 def words(target: Target, array: np.ndarray) -> torch.Tensor:
     """Records as the op takes them."""
-    return target.guarded(torch.from_numpy(array.view(np.int32).reshape(len(array), -1)))
+    return target.guarded(torch.from_numpy(array.view(np.int32).reshape(len(array), array.itemsize // 4)))
 
 
 @pytest.mark.parametrize("vocab_size", [1, 33, *VOCAB_SIZES])
 def test_penalties_are_the_cpus(target: Target, dtype: torch.dtype, vocab_size: int) -> None:
     """Masks, biases and penalties give the same bits as on a CPU: the draw that follows must be the same."""
     batch = changes_of(vocab_size)
+    batch.changes["drawn"] = [
+        -1,
+        2,
+        0,
+        1,
+        2,
+    ]  # of row 1 any token, of row 0 one that is among the seen, of row 2 the last
+    tokens = [batch.seen["token"][5 % len(batch.seen)], 7 % vocab_size, vocab_size - 1]
+    drawn = torch.tensor(tokens, dtype=torch.int32)[:, None].repeat(1, 3)
+    drawn[:, 1:] = -5  # log probabilities, which are none of its business
     generator = torch.Generator().manual_seed(1)
     bits = torch.randint(-(2**31), 2**31, (5, -(-vocab_size // 32)), generator=generator, dtype=torch.int32)
-    for allowed in (None, bits):
+    for allowed, before in ((None, None), (bits, drawn)):
         x = target.randn(3, vocab_size, dtype=dtype)
         expected = reference_sampling.penalised_logits(
-            x.cpu(), SamplingBatch(batch.rows, batch.changes, batch.biases, batch.seen, allowed)
+            x.cpu(), SamplingBatch(batch.rows, batch.changes, batch.biases, batch.seen, before, allowed)
         )
         lists = [words(target, array) for array in (batch.changes, batch.biases, batch.seen)]
+        options = [None if one is None else target.guarded(one) for one in (before, allowed)]
         for logits in (x, strided(x), strided(x, 3)):
-            ours = target.ops.penalised_logits(logits, *lists, None if allowed is None else target.guarded(allowed))
+            ours = target.ops.penalised_logits(logits, *lists, *options)
             assert torch.equal(ours.cpu(), expected)
         check_guards(x, *lists)
 
@@ -112,7 +123,26 @@ def test_penalties_against_float64(target: Target) -> None:
             score[token] *= change["repetition"] if score[token] < 0 else 1 / change["repetition"]
             score[token] -= count * change["frequency"] + (count > 0) * change["presence"]
         exact[number] = score
-    check_error("penalised_logits", target.ops.penalised_logits(x, *lists, None), exact)
+    check_error("penalised_logits", target.ops.penalised_logits(x, *lists, None, None), exact)
+
+
+@pytest.mark.parametrize("known", [0, 1, 3])
+@pytest.mark.parametrize("vocab_size", [50, 5003])
+def test_a_drawn_token_counts_once_more(target: Target, vocab_size: int, known: int) -> None:
+    """A token that the host does not know yet changes its logit as if the host had counted it."""
+    token = vocab_size - 3
+    entries = np.array([(1, 2), (token, known), (4, 0)][: 3 if known else 1], TOKEN_VALUE)
+    told = np.array([(1, 2), (token, known + 1), (4, 0)][: 3 if known else 2], TOKEN_VALUE)
+    changes = np.zeros(1, CHANGE)
+    changes["repetition"], changes["frequency"], changes["presence"], changes["drawn"] = 1.3, 0.4, 0.7, 1
+    x = target.randn(1, vocab_size)
+    drawn = target.guarded(torch.tensor([[0, 9], [token, 9]], dtype=torch.int32))
+    results = []
+    for seen, before in ((entries, drawn), (told, None)):
+        changes["seen_end"] = len(seen)
+        lists = [words(target, array) for array in (changes, np.zeros(0, TOKEN_VALUE), seen)]
+        results.append(target.ops.penalised_logits(x, *lists, before, None))
+    assert torch.equal(*results) and not torch.equal(results[0], x)
 
 
 def test_changed_rows_beside_others(target: Target) -> None:
@@ -139,8 +169,9 @@ def test_ops_trace(target: Target, dtype: torch.dtype) -> None:
         x = torch.randn(3, 64, dtype=dtype, device=target.device)
         lists = [words(target, array).clone() for array in (batch.changes, batch.biases, batch.seen)]
         allowed = torch.ones(5, 2, dtype=torch.int32, device=target.device)
-        check_op(target.ops.penalised_logits, (x, *lists, allowed))
-        check_op(target.ops.penalised_logits, (x, *lists, None))
+        drawn = torch.zeros(3, 4, dtype=torch.int32, device=target.device)
+        check_op(target.ops.penalised_logits, (x, *lists, drawn, allowed))
+        check_op(target.ops.penalised_logits, (x, *lists, None, None))
 
 
 def test_bad_arguments_are_refused(target: Target) -> None:
@@ -148,13 +179,15 @@ def test_bad_arguments_are_refused(target: Target) -> None:
     batch, x, op = changes_of(64), target.randn(3, 64), target.ops.penalised_logits
     changes, biases, seen = (words(target, array) for array in (batch.changes, batch.biases, batch.seen))
     with pytest.raises(RuntimeError, match="rows has another shape"):
-        op(x, biases, biases, seen, None)
+        op(x, biases, biases, seen, None, None)
     with pytest.raises(RuntimeError, match="seen has another dtype"):
-        op(x, changes, biases, seen.long(), None)
+        op(x, changes, biases, seen.long(), None, None)
     with pytest.raises(RuntimeError, match="allowed has another shape"):
-        op(x, changes, biases, seen, changes)
+        op(x, changes, biases, seen, None, changes)
+    with pytest.raises(RuntimeError, match="drawn has another dtype"):
+        op(x, changes, biases, seen, seen.long(), None)
     with pytest.raises(RuntimeError, match="logits must have its last axis contiguous"):
-        op(x.t(), changes, biases, seen, None)
+        op(x.t(), changes, biases, seen, None, None)
 
 
 def test_nothing_leaves_the_device_but_what_was_drawn(target: Target) -> None:

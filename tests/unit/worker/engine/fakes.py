@@ -211,7 +211,12 @@ class Harness:
     Args:
         model: default: one that never ends by itself.
         overrides: fields of EngineConfig.
+
+    Attributes:
+        async_scheduling: where `overrides` do not say.
     """
+
+    async_scheduling = False
 
     def __init__(self, model: FakeModel | None = None, **overrides) -> None:  # type: ignore[no-untyped-def]
         defaults = {
@@ -224,6 +229,7 @@ class Harness:
             "item_token_bytes": 32,
             "staged_bytes": 1 << 20,
             "staged_ttl_s": 60.0,
+            "async_scheduling": self.async_scheduling,
         }
         self.model = model or FakeModel()
         self.clock = ManualClock()

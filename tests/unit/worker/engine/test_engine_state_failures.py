@@ -9,6 +9,8 @@ from tests.unit.worker.engine.test_engine_steps import with_items
 
 POISON = 200
 
+pytestmark = pytest.mark.usefixtures("scheduling")
+
 
 def run_quietly(harness):
     """Run to the end; return what was logged."""

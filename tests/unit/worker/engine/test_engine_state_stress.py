@@ -12,6 +12,8 @@ from tests.unit.worker.engine.test_engine_steps import with_items
 POISON = 200  # no model answers it
 ITEMS = {make_item(n, length).content_hash: make_item(n, length) for n in range(4) for length in range(1, 7)}
 
+pytestmark = pytest.mark.usefixtures("scheduling")
+
 
 def random_harness(rng):
     """Return an engine with tight limits of every kind."""

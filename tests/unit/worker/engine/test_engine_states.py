@@ -12,6 +12,8 @@ from worker.engine.sequence import Sequence, SequenceGroup
 from worker.engine.state_ledger import StateLedger
 from worker.engine.state_pool import StatePool
 
+pytestmark = pytest.mark.usefixtures("scheduling")
+
 
 def num_computed(harness):
     return sum(map(sum, harness.model.batches))

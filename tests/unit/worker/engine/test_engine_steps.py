@@ -6,6 +6,8 @@ import pytest
 
 from tests.unit.worker.engine.fakes import EOS, PLACEHOLDER, FakeModel, Harness, greedy_tokens, make_item, place
 
+pytestmark = pytest.mark.usefixtures("scheduling")
+
 
 def prompt_of(length, seed=0):
     return [random.Random(seed).randrange(80) for _ in range(length)]

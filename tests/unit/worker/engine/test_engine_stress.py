@@ -7,6 +7,8 @@ import pytest
 from tests.unit.worker.engine.fakes import Harness, greedy_tokens, make_item, place
 from tests.unit.worker.engine.test_engine_steps import prompt_of, with_items
 
+pytestmark = pytest.mark.usefixtures("scheduling")
+
 
 def random_request(rng):
     """Return a prompt and its (item, place) pairs; prompts share prefixes and items often."""

@@ -7,6 +7,8 @@ from tessera.errors import InvalidArgument
 from tests.unit.worker.engine.fakes import PLACEHOLDER, FakeModel, Harness, greedy_tokens, item_name, make_item, place
 from tests.unit.worker.engine.test_engine_steps import prompt_of, with_items
 
+pytestmark = pytest.mark.usefixtures("scheduling")
+
 
 def one_item(number=1, tokens=4, length=12, seed=0):
     item = make_item(number, tokens)
@@ -20,7 +22,7 @@ def test_items_may_come_after_the_submission():
     harness = Harness()
     harness.add("late", prompt, [placed])
     harness.add("text", prompt_of(5))
-    for _ in range(8):
+    for _ in range(9):
         harness.step()
     assert harness.ends["text", 0].finish_reason == "length"
     assert harness.needs == [("late", item.content_hash)]
