@@ -12,6 +12,7 @@ import torch
 
 from tessera.items import PlaceholderRange
 from worker.layers.kv_cache import KVCache
+from worker.layers.positions import positions_of
 from worker.models.base import CausalLM, EncoderInput, EncoderOutput, ForwardBatch, ItemLayout, ItemSize
 
 BLOCK_SIZE = 8
@@ -63,7 +64,8 @@ class Driver:
             ItemLayout(item.modality, ranges, item.grid_thw)
             for item, ranges in zip(prompt.items, prompt.ranges, strict=True)
         ]
-        self.positions, self.next_position = model.prompt_positions(len(prompt.ids), layouts)
+        segments, self.next_position = model.prompt_positions(len(prompt.ids), layouts)
+        self.positions = positions_of(segments, len(prompt.ids))
         self.outputs: list[EncoderOutput] = model.encode(prompt.items) if prompt.items else []
         self.computed = 0
 

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 LOGITS_TOLERANCE = 2e-4  # fp32 sums in another order; logits are of order one to ten
 
 # What every language model runs on, and what some add.
-COMMON = {"add_rms_norm", "merge_embeddings", "paged_attention", "qk_norm_rope_store"}
+COMMON = {"add_rms_norm", "merge_embeddings", "mrope_positions", "paged_attention", "qk_norm_rope_store"}
 OF_FAMILY = {
     "qwen3_5": {"causal_conv", "gated_delta_rule", "gated_rms_norm"},
     "qwen3_5_moe": {"causal_conv", "gated_delta_rule", "gated_rms_norm"},

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
+from tessera_kernels import ops
 from worker.engine.chunk_map import item_rows
 from worker.engine.config import EngineConfig
 from worker.engine.encoder_cache import ItemKey
 from worker.engine.schedule import Chunk
 from worker.engine.sequence import Sequence
 from worker.engine.upload import Upload
+from worker.layers.positions import cut_segments, positions_of
 from worker.models.base import EncoderOutput, ForwardBatch
 
 EncodedItem = Callable[[ItemKey], EncoderOutput]
@@ -33,13 +35,13 @@ class BatchBuilder:
     """
 
     def __init__(self, config: EngineConfig, device: torch.device, has_state: bool = False) -> None:
+        self._device = device
         self._has_state = has_state
         self._block_size = config.block_size
         self._upload = Upload(device)
         self._max_blocks = config.blocks_for(config.max_model_len)
         tokens, sequences = config.max_batched_tokens, config.max_sequences
         self._input_ids = np.zeros(tokens, np.int64)
-        self._positions = np.zeros(3 * tokens, np.int64)
         self._slots = np.zeros(tokens, np.int64)
         self._tables = np.zeros(sequences * self._max_blocks, np.int32)
         self._state_slots = np.zeros(sequences, np.int64)
@@ -56,27 +58,24 @@ class BatchBuilder:
             The batch, on the model's device.
         """
         chunks = list(chunks)
-        query_lens = tuple(chunk.end - chunk.start for chunk in chunks)
+        query_lens = tuple(chunk.num_tokens for chunk in chunks)
         kv_lens = tuple(chunk.end for chunk in chunks)
         starts = np.zeros(len(chunks) + 1, np.int32)
         np.cumsum(query_lens, out=starts[1:])
         num_tokens = int(starts[-1])
-        positions = self._positions[: 3 * num_tokens].reshape(3, num_tokens)
-        wanted = []
-        pending: list[tuple[int, int]] = []
-        row = 0
-        for chunk in chunks:
-            self._fill(chunk, row, positions)
-            row += chunk.end - chunk.start
-            if chunk.samples:
-                wanted.append(row - 1)
-                if chunk.sequence.pending >= 0:
-                    pending.append((row - 1, chunk.sequence.pending))
-        embeds, ranges, deepstack = self._gather(chunks, starts, encoded)
+        rows = starts[:-1].tolist()
+        for chunk, row in zip(chunks, rows, strict=True):
+            self._fill(chunk, row)
+        last_rows = [(row + chunk.num_tokens - 1, chunk) for chunk, row in zip(chunks, rows, strict=True)]
+        wanted = [row for row, chunk in last_rows if chunk.samples]
+        pending = [(row, one.sequence.pending) for row, one in last_rows if one.samples and one.sequence.pending >= 0]
+        embeds, ranges, deepstack = self._gather(chunks, rows, encoded)
+        segments = np.concatenate([_segments(chunk, row) for chunk, row in zip(chunks, rows, strict=True)])
+        on_device = ops.places_tokens(self._device)
         input_ids, axes, slots, tables, context_lens, query_start, indices, states, item_ranges, places = self._upload(
             [
                 self._input_ids[:num_tokens],
-                positions,
+                segments if on_device else positions_of(segments, num_tokens),
                 self._slots[:num_tokens],
                 self._block_tables(chunks),
                 np.array(kv_lens, np.int32),
@@ -92,7 +91,7 @@ class BatchBuilder:
             input_ids.index_copy_(0, places[0], drawn[places[1]].long())
         return ForwardBatch(
             input_ids=input_ids,
-            positions=axes,
+            positions=ops.mrope_positions(axes, num_tokens) if on_device else axes,
             slot_mapping=slots,
             block_tables=tables,
             context_lens=context_lens,
@@ -107,27 +106,18 @@ class BatchBuilder:
             mm_deepstack=deepstack,
         )
 
-    def _fill(self, chunk: Chunk, row: int, positions: np.ndarray) -> None:
+    def _fill(self, chunk: Chunk, row: int) -> None:
         sequence, start, end = chunk.sequence, chunk.start, chunk.end
         table = self._table_row(sequence)
         if end - start == 1:
             self._input_ids[row] = sequence.token_ids[start]
             self._slots[row] = int(table[start // self._block_size]) * self._block_size + start % self._block_size
-        else:
-            last = row + end - start
-            self._input_ids[row:last] = sequence.token_ids[start:end]
-            index = np.arange(start, end)
-            np.multiply(table[index // self._block_size], self._block_size, out=self._slots[row:last])
-            self._slots[row:last] += index % self._block_size
-        num_prompt = sequence.num_prompt
-        if start < num_prompt:
-            count = min(end, num_prompt) - start
-            positions[:, row : row + count] = sequence.positions[:, start : start + count]
-            row, start = row + count, start + count
-        if end - start == 1:
-            positions[:, row] = start + sequence.position_delta
-        elif start < end:
-            positions[:, row : row + end - start] = np.arange(start, end) + sequence.position_delta
+            return
+        last = row + end - start
+        self._input_ids[row:last] = sequence.token_ids[start:end]
+        index = np.arange(start, end)
+        np.multiply(table[index // self._block_size], self._block_size, out=self._slots[row:last])
+        self._slots[row:last] += index % self._block_size
 
     def _table_row(self, sequence: Sequence) -> np.ndarray:
         """Return the sequence's blocks as an array, appending to the one of the step before."""
@@ -156,11 +146,11 @@ class BatchBuilder:
         slots[:] = [chunk.sequence.state_slot for chunk in chunks]
         return slots
 
-    def _gather(self, chunks: list[Chunk], starts: np.ndarray, encoded: EncodedItem) -> Merged:
+    def _gather(self, chunks: list[Chunk], rows: list[int], encoded: EncodedItem) -> Merged:
         """Return embeddings, ranges of theirs and of the batch's rows, and deepstack features of all placeholders."""
         embeds, spans, deepstack = [], [], []
         count = 0
-        for chunk, first in zip(chunks, starts.tolist(), strict=False):
+        for chunk, first in zip(chunks, rows, strict=True):
             for index in sorted(chunk.sequence.pinned):
                 runs = item_rows(chunk.start, chunk.end, chunk.sequence.items[index].ranges)
                 output = encoded(chunk.sequence.item_key(index)) if runs else None
@@ -176,3 +166,15 @@ class BatchBuilder:
         targets, sources, lengths = np.array(sorted(spans), np.int64).T  # runs of several items may take turns
         ranges = np.stack([np.stack((first, first + lengths), axis=1) for first in (sources, targets)])
         return torch.cat(embeds), ranges, torch.cat(deepstack, dim=1) if deepstack else None
+
+
+def _segments(chunk: Chunk, row: int) -> np.ndarray:
+    """Return where a chunk's tokens stand, as segments of the step; see `positions_of`."""
+    sequence, start, end = chunk.sequence, chunk.start, chunk.end
+    num_prompt = sequence.num_prompt
+    generated = max(start, num_prompt)
+    text = (row + generated - start, end - generated, generated + sequence.position_delta, 0, 0, 0)
+    if start >= num_prompt:
+        return np.array([text], np.int64)
+    prompt = cut_segments(sequence.segments, start, min(end, num_prompt), row)
+    return prompt if end <= num_prompt else np.concatenate([prompt, [text]])

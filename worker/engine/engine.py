@@ -89,10 +89,10 @@ class Engine:
         refusal = refusal_of(group, self.config)
         if refusal is not None:
             raise error_for_code(refusal.code, refusal.message, reason=refusal.reason, field=refusal.field)
-        positions, delta = self.runner.positions(group)
+        segments, delta = self.runner.positions(group)
         self._arrivals += 1
         sequences = [
-            Sequence(group, choice, [*group.prompt_ids, *group.emitted_of(index)], self._arrivals, positions, delta)
+            Sequence(group, choice, [*group.prompt_ids, *group.emitted_of(index)], self._arrivals, segments, delta)
             for index, choice in enumerate(group.choices)
         ]
         self._groups[group.key] = sequences
@@ -170,7 +170,7 @@ class Engine:
 
     def next_deadline_s(self) -> float | None:
         """Return the earliest deadline of all sequences, on the engine's clock."""
-        return self.scheduler.next_deadline_s()
+        return self.scheduler.deadlines.next_s()
 
     def load(self) -> LoadReport:
         """Return how busy the engine is."""
@@ -194,7 +194,7 @@ class Engine:
 
     def _schedule(self) -> Schedule:
         self.items.expire()
-        for sequence in self.scheduler.expired(self._clock()):
+        for sequence in self.scheduler.deadlines.expired(self._clock()):
             self._end(sequence, FinishReason.ERROR, DEADLINE_EXCEEDED)
         plan = self.scheduler.schedule()
         if self._requested or plan.need_items:

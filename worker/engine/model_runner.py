@@ -58,14 +58,14 @@ class ModelRunner:
             self._decode_graphs.prepare()
 
     def positions(self, group: SequenceGroup) -> tuple[np.ndarray, int]:
-        """Return the prompt's positions, int64 (3, prompt tokens), and what to add to a later token's index.
+        """Return where the prompt's tokens stand, segments (count, 6), and what to add to a later token's index.
 
         Raises:
             InvalidArgument: the items' ranges do not fit their grids.
         """
         layouts = [ItemLayout(item.modality, item.ranges, item.grid_thw) for item in group.items]
-        positions, following = self.model.prompt_positions(len(group.prompt_ids), layouts)
-        return positions, following - len(group.prompt_ids)
+        segments, following = self.model.prompt_positions(len(group.prompt_ids), layouts)
+        return segments, following - len(group.prompt_ids)
 
     def copy_blocks(self, copies: dict[int, int]) -> None:
         """Copy KV blocks, destination by source, in order."""

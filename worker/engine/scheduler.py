@@ -7,11 +7,11 @@ with recurrent state needs besides is the state ledger's business; without one, 
 Next: worker/engine/batch.py
 """
 
-import heapq
 from bisect import insort
 
 from worker.engine.block_pool import BlockPool
 from worker.engine.config import EngineConfig
+from worker.engine.deadlines import Deadlines
 from worker.engine.encoder_cache import EncoderCache
 from worker.engine.item_ledger import ItemLedger
 from worker.engine.item_store import ItemStore
@@ -47,12 +47,12 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.deadlines = Deadlines()
         self._config = config
         self._pool = pool
         self._cache = cache
         self._items = ItemLedger(config, cache, store)
         self._states = StateLedger(config, states) if states is not None else None
-        self._deadlines: list[tuple[float, int, int, Sequence]] = []
         # Sequences whose owners have not been asked yet for what is missing.
         self._new: list[Sequence] = []
         # Those of a failed step that are still to run alone, by rank.
@@ -63,7 +63,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Take a sequence into the queue."""
         self._items.want_all(sequence)
-        self._watch_deadline(sequence)
+        self.deadlines.watch(sequence)
         insort(self.waiting, sequence, key=_rank)
         self._new.append(sequence)
 
@@ -71,7 +71,7 @@ class Scheduler:
         """Let a sequence wait for its lead's prompt, to fork from it."""
         sequence.lead = lead
         lead.forks.append(sequence)
-        self._watch_deadline(sequence)
+        self.deadlines.watch(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Free all that a sequence holds, wherever it stands; the next of its forks waits in its place."""
@@ -88,21 +88,6 @@ class Scheduler:
         sequence.status = Status.FINISHED
         self._items.release_all(sequence)
         self._promote_fork(sequence)
-
-    def expired(self, now_s: float) -> list[Sequence]:
-        """Return the unfinished sequences whose deadline has passed; each is returned once."""
-        late = []
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            sequence = heapq.heappop(self._deadlines)[-1]
-            if sequence.status is not Status.FINISHED:
-                late.append(sequence)
-        return late
-
-    def next_deadline_s(self) -> float | None:
-        """Return the earliest deadline of all unfinished sequences."""
-        while self._deadlines and self._deadlines[0][-1].status is Status.FINISHED:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
 
     # --- one step
 
@@ -397,8 +382,3 @@ class Scheduler:
                 fork.lead = first
             self._items.want_all(first)
             insort(self.waiting, first, key=_rank)
-
-    def _watch_deadline(self, sequence: Sequence) -> None:
-        if sequence.group.deadline_s is not None:
-            entry = (sequence.group.deadline_s, sequence.arrival, sequence.choice, sequence)
-            heapq.heappush(self._deadlines, entry)

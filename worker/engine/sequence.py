@@ -132,7 +132,7 @@ class Sequence:
         choice: index among the request's choices.
         token_ids: prompt and generated tokens; the last may be PENDING.
         arrival: counts submissions; earlier ones run first within a priority.
-        positions: what the model said of the prompt's positions, int64 (3, prompt tokens); opaque here.
+        segments: what the model said of the prompt's positions, int64 (count, 6); opaque here.
         position_delta: position of a generated token minus its index.
     """
 
@@ -140,7 +140,7 @@ class Sequence:
     choice: int
     token_ids: list[int]
     arrival: int
-    positions: Any = None
+    segments: Any = None
     position_delta: int = 0
 
     status: Status = Status.WAITING

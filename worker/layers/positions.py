@@ -1,5 +1,7 @@
 """Positions of a multimodal prompt, from item ranges and grids; plain numpy, no model.
 
+A prompt is kept as segments, which are few; a step's tokens get their positions when they run.
+
 Next: worker/models/qwen3_vl.py
 """
 
@@ -27,11 +29,11 @@ Item = tuple[str, Sequence[Span], tuple[int, int, int] | None]
 """(modality, ranges, grid in patches); without a grid its tokens advance like text."""
 
 
-def mrope_positions(prompt_len: int, items: Iterable[Item], merge: int) -> tuple[np.ndarray, int]:
-    """Return (time, height, width) of each token of a prompt.
+def mrope_segments(prompt_len: int, items: Iterable[Item], merge: int) -> tuple[np.ndarray, int]:
+    """Return where the tokens of a prompt stand, as runs of text and frames of items.
 
-    Text advances all three rows together. A frame (an image, or one temporal patch of a clip) that starts at p stays
-    at p in time, spans p + row and p + column, and moves the text after it on by its longer side.
+    Text advances time, height and width together. A frame (an image, or one temporal patch of a clip) that starts at p
+    stays at p in time, spans p + row and p + column, and moves the text after it on by its longer side.
 
     Args:
         prompt_len: tokens of the prompt.
@@ -39,12 +41,12 @@ def mrope_positions(prompt_len: int, items: Iterable[Item], merge: int) -> tuple
         merge: patches merged along each side into one token.
 
     Returns:
-        int64 (3, prompt_len), and the position of the first generated token (max + 1).
+        int64 (count, 6), as `positions_of` takes them, and the position of the first generated token (max + 1).
 
     Raises:
         InvalidArgument: ranges overlap, leave the prompt, or do not fit their grid.
     """
-    positions = np.empty((3, prompt_len), dtype=np.int64)
+    segments = []
     cursor = 0  # first token without a position
     base = 0  # position of the next text token
     for start, rows, columns in _frames(items, merge):
@@ -55,16 +57,62 @@ def mrope_positions(prompt_len: int, items: Iterable[Item], merge: int) -> tuple
                 reason="RANGE_INVALID",
                 field="ranges",
             )
-        text = start - cursor
-        positions[:, cursor:start] = base + np.arange(text)
-        base += text
-        frame = positions[:, start : start + length]
-        frame[0] = base
-        frame[1] = base + np.repeat(np.arange(rows), columns)
-        frame[2] = base + np.tile(np.arange(columns), rows)
+        if start > cursor:
+            segments.append((cursor, start - cursor, base, 0, 0, 0))
+            base += start - cursor
+        segments.append((start, length, base, rows, columns, 0))
         cursor, base = start + length, base + max(rows, columns)
-    positions[:, cursor:] = base + np.arange(prompt_len - cursor)
-    return positions, int(positions.max()) + 1 if prompt_len else 0
+    if prompt_len > cursor:
+        segments.append((cursor, prompt_len - cursor, base, 0, 0, 0))
+    return np.array(segments, np.int64).reshape(-1, 6), base + prompt_len - cursor
+
+
+def text_segments(prompt_len: int) -> np.ndarray:
+    """Return the segments of a prompt whose positions count its tokens, whatever they are."""
+    return np.array([(0, prompt_len, 0, 0, 0, 0)], np.int64)
+
+
+def cut_segments(segments: np.ndarray, start: int, end: int, row: int) -> np.ndarray:
+    """Return what lies in tokens [start, end), as segments of a step in which these begin at `row`.
+
+    Args:
+        segments: int64 (count, 6) of a prompt, without gaps.
+        start: first token.
+        end: token after the last; at most the prompt's length.
+        row: where `start` stands in the step.
+    """
+    first = int(np.searchsorted(segments[:, 0], start, side="right")) - 1
+    last = int(np.searchsorted(segments[:, 0], end, side="left"))
+    part = segments[first:last].copy()
+    passed = start - part[0, 0]
+    part[0] += (passed, -passed, 0, 0, 0, passed)
+    part[-1, 1] = min(part[-1, 1], end - part[-1, 0])
+    part[:, 0] += row - start
+    return part
+
+
+def positions_of(segments: np.ndarray, tokens: int) -> np.ndarray:
+    """Return (time, height, width) of a step's tokens: on the host what `ops.mrope_positions` does on a device.
+
+    Args:
+        segments: int64 (count, 6), ascending: first token in the step, tokens, first position, height and width of the
+            grid in tokens (0 for text), tokens before the step. They cover the step.
+        tokens: of the step.
+
+    Returns:
+        int64 (3, tokens).
+    """
+    first, counts, base, height, width, passed = segments.T
+    if len(segments) == tokens and not height.any():
+        return np.tile(base + passed, (3, 1))  # decodes
+    token = np.arange(tokens) + np.repeat(passed - first, counts)
+    positions = np.tile(np.repeat(base, counts) + token, (3, 1))
+    for index in np.flatnonzero(height):
+        start, end = first[index], first[index] + counts[index]
+        k = token[start:end]
+        time, place = np.divmod(k, height[index] * width[index])
+        positions[:, start:end] += np.stack((time, place // width[index], k % width[index])) - k
+    return positions
 
 
 def _frames(items: Iterable[Item], merge: int) -> Iterator[tuple[int, int, int]]:

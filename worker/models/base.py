@@ -283,15 +283,15 @@ class CausalLM(ABC):
 
     @abstractmethod
     def prompt_positions(self, prompt_len: int, items: Sequence[ItemLayout]) -> tuple[np.ndarray, int]:
-        """Return the positions of a whole prompt.
+        """Return where the tokens of a prompt stand.
 
         Args:
             prompt_len: tokens of the prompt after expansion.
             items: every item of the prompt, ordered by first offset.
 
         Returns:
-            int64 (3, prompt_len), three equal rows where positions are one-dimensional, and the position of the first
-            generated token on all rows (max + 1).
+            Segments, int64 (count, 6), which `worker.layers.positions.positions_of` describes, and the position of
+            the first generated token on all axes (max + 1).
 
         Raises:
             InvalidArgument: the ranges do not fit the grids.

@@ -17,7 +17,7 @@ import numpy as np
 
 from worker.layers.fope import FourierTable
 from worker.layers.moe import MoeMlp, MoeShape, grouped_softmax_topk
-from worker.layers.positions import mrope_positions
+from worker.layers.positions import mrope_segments, text_segments
 from worker.layers.source import WeightSource
 from worker.models.base import ItemLayout
 from worker.models.checkpoint import Checkpoint
@@ -85,9 +85,9 @@ class InternS1Pro(Qwen3VL):
         return replace(markers, time_series=token_id)
 
     def prompt_positions(self, prompt_len: int, items: Sequence[ItemLayout]) -> tuple[np.ndarray, int]:
-        """Return the positions of a whole prompt, which only count tokens; see `CausalLM.prompt_positions`."""
-        mrope_positions(prompt_len, items, self.info.spatial_merge_size)  # for its checks
-        return np.tile(np.arange(prompt_len, dtype=np.int64), (3, 1)), prompt_len
+        """Return where a prompt's tokens stand, which only count; see `CausalLM.prompt_positions`."""
+        mrope_segments(prompt_len, items, self.info.spatial_merge_size)  # for its checks
+        return text_segments(prompt_len), prompt_len
 
 
 def _series_config_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -21,7 +21,7 @@ from worker.layers.embedding import load_embedding_and_head
 from worker.layers.kv_cache import KVCache
 from worker.layers.mlp import SwiGluMlp
 from worker.layers.norm import RMSNorm
-from worker.layers.positions import mrope_positions
+from worker.layers.positions import mrope_segments
 from worker.layers.source import WeightSource
 from worker.layers.state_cache import StateShape
 from worker.models.base import CausalLM, EncoderInput, EncoderOutput, ForwardBatch, ItemLayout, ItemSize
@@ -233,8 +233,8 @@ class MultimodalLM(CausalLM):
             encoder.record()
 
     def prompt_positions(self, prompt_len: int, items: Sequence[ItemLayout]) -> tuple[np.ndarray, int]:
-        """Return the positions of a whole prompt; see `CausalLM.prompt_positions`."""
-        return mrope_positions(prompt_len, items, self.info.spatial_merge_size)
+        """Return where a prompt's tokens stand; see `CausalLM.prompt_positions`."""
+        return mrope_segments(prompt_len, items, self.info.spatial_merge_size)
 
     def item_tokens(self, size: ItemSize) -> int:
         """Return how many placeholder tokens an item of this size owns."""

@@ -11,7 +11,7 @@ import torch
 from tessera.items import PlaceholderRange
 from tessera_kernels import cuda, ops, reference_multimodal
 from tests.cuda_ops import Target, check_op
-from worker.layers.positions import Item, mrope_positions
+from worker.layers.positions import Item, mrope_segments, positions_of
 
 MERGE = 2
 Segment = tuple[int, int, int, int, int, int]
@@ -65,7 +65,8 @@ def step(chunks: list[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
     for chunk in chunks:
         pieces = [cut(segment, chunk.start, chunk.end, row) for segment in segments_of(chunk)]
         segments += [piece for piece in pieces if piece[1] > 0]
-        prompt, following = mrope_positions(chunk.prompt_len, chunk.items, MERGE)
+        whole, following = mrope_segments(chunk.prompt_len, chunk.items, MERGE)
+        prompt = positions_of(whole, chunk.prompt_len)
         generated = torch.arange(following, following + max(chunk.end - chunk.prompt_len, 0)).expand(3, -1)
         expected.append(torch.cat((torch.from_numpy(prompt), generated), dim=1)[:, chunk.start : chunk.end])
         row += chunk.end - chunk.start

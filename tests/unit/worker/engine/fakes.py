@@ -20,6 +20,7 @@ from worker.engine.output import Logprob, SequenceUpdate, StepOutput
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.sequence import SequenceGroup, SequenceItem, TokenSpan
 from worker.layers.kv_cache import KVCache
+from worker.layers.positions import positions_of
 from worker.models.base import (
     CausalLM,
     EncoderInput,
@@ -100,8 +101,11 @@ class FakeModel(CausalLM):
         return HIDDEN * 8
 
     def prompt_positions(self, prompt_len: int, items: Sequence[ItemLayout]) -> tuple[np.ndarray, int]:
-        index = np.arange(prompt_len)
-        return np.stack([index, 2 * index, index + len(items)]), prompt_len + 5 * len(items)
+        # Each token is a segment of its own, and none stands where its index says.
+        segments = np.zeros((prompt_len, 6), np.int64)
+        segments[:, 0], segments[:, 1] = np.arange(prompt_len), 1
+        segments[:, 2] = 2 * np.arange(prompt_len) + len(items)
+        return segments, prompt_len + 5 * len(items)
 
     def logits_alone(self, context: np.ndarray) -> np.ndarray:
         """Return the logits after a context of (value, position) rows, computed at once."""
@@ -194,7 +198,8 @@ def greedy_tokens(
         for span in placed.ranges:
             values[span.offset : span.end], rows = rows[: span.length], rows[span.length :]
     layouts = [ItemLayout("image", placed.ranges, (1, 1, 1)) for _, placed in items]
-    positions, following = model.prompt_positions(len(prompt), layouts)
+    segments, following = model.prompt_positions(len(prompt), layouts)
+    positions = positions_of(segments, len(prompt))
     where = (positions * np.array([[1], [3], [7]])).sum(0).tolist()
     tokens: list[int] = []
     for step in range(num_tokens):

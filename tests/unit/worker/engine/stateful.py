@@ -40,11 +40,13 @@ class StatefulModel(FakeModel):
 
     def prompt_positions(self, prompt_len: int, items: Sequence[ItemLayout]) -> tuple[np.ndarray, int]:
         # As in real families: what comes later changes nothing, and an answer's tokens stand where a prompt's would.
-        index = np.arange(prompt_len)
+        segments = np.zeros((prompt_len, 6), np.int64)
+        segments[:, 0] = segments[:, 2] = np.arange(prompt_len)
+        segments[:, 1] = 1
         for item in items:
             last = item.ranges[-1]
-            index[last.offset + last.length :] += 5
-        return np.stack([index] * 3), prompt_len + 5 * len(items)
+            segments[last.offset + last.length :, 2] += 5
+        return segments, prompt_len + 5 * len(items)
 
     def logits_alone(self, context: np.ndarray) -> np.ndarray:
         digest, _ = _moved_on((0, 0), context[:, 0].tolist())

@@ -8,7 +8,13 @@ import pytest
 
 from tessera.errors import InvalidArgument
 from tessera.items import PlaceholderRange
-from worker.layers.positions import mrope_positions
+from worker.layers.positions import Item, cut_segments, mrope_segments, positions_of
+
+
+def mrope_positions(length: int, items: list[Item], merge: int) -> tuple[np.ndarray, int]:
+    """Positions of a whole prompt, and of the token after it."""
+    segments, following = mrope_segments(length, items, merge)
+    return positions_of(segments, length), following
 
 
 def test_text_advances_all_rows() -> None:
@@ -71,3 +77,27 @@ def test_ranges_that_do_not_fit_are_refused(length: int, items: list) -> None:
     with pytest.raises(InvalidArgument) as caught:
         mrope_positions(length, items, 2)
     assert caught.value.reason == "RANGE_INVALID"
+
+
+@pytest.mark.parametrize("start", range(17))
+def test_a_cut_prompt_stands_where_it_stood(start: int) -> None:
+    """Any chunk of a prompt, at any row of a step, has the positions that the whole prompt gives it."""
+    items: list[Item] = [
+        ("image", [PlaceholderRange(2, 6)], (1, 4, 6)),
+        ("video", [PlaceholderRange(9, 4), PlaceholderRange(14, 2)], (3, 2, 4)),
+    ]
+    segments, _ = mrope_segments(17, items, 2)
+    whole = positions_of(segments, 17)
+    for end in range(start + 1, 18):
+        part = cut_segments(segments, start, end, 3)
+        assert part[:, 1].sum() == end - start and part[0, 0] == 3 and (part[:, 1] > 0).all()
+        step = np.concatenate([[(0, 3, 50, 0, 0, 0)], part, [(3 + end - start, 1, 90, 0, 0, 1)]])
+        positions = positions_of(step, 4 + end - start)
+        assert np.array_equal(positions[:, 3:-1], whole[:, start:end])
+        assert positions[:, [0, 1, 2, -1]].tolist() == [[50, 51, 52, 91]] * 3
+    assert segments.tolist() == mrope_segments(17, items, 2)[0].tolist(), "the prompt's own segments are not changed"
+
+
+def test_decodes_stand_behind_their_prompts() -> None:
+    """A step of one token a sequence, each a segment."""
+    assert positions_of(np.array([(0, 1, 7, 0, 0, 0), (1, 1, 3, 0, 0, 2)]), 2).tolist() == [[7, 5]] * 3

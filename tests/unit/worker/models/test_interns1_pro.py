@@ -15,6 +15,7 @@ from tessera.items import PlaceholderRange
 from tessera.time_series import MAX_LENGTH, MAX_USED_SAMPLES
 from tests.parity.model_harness import Prompt, make_drivers, run
 from tests.tiny_interns1_pro import SERIES_CONFIG, TEXT_CONFIG, make_tiny_interns1_pro
+from worker.layers.positions import positions_of
 from worker.models.base import CausalLM, EncoderInput, ItemLayout, ItemSize
 from worker.models.checkpoint import CheckpointError
 from worker.models.interns1_pro_config import parse_intern_text, parse_series
@@ -276,10 +277,8 @@ def test_channels_are_normalised_over_the_whole_series() -> None:
 def test_positions_need_ranges_that_fit(model: CausalLM) -> None:
     """Positions only count tokens, and yet a range that does not fit its grid is refused."""
     layout = ItemLayout("image", [PlaceholderRange(1, 2)], (1, 2, 4))
-    positions, following = model.prompt_positions(
-        5, [layout, ItemLayout("time_series", [PlaceholderRange(3, 2)], None)]
-    )
-    assert (positions.tolist(), following) == ([[0, 1, 2, 3, 4]] * 3, 5)
+    segments, following = model.prompt_positions(5, [layout, ItemLayout("time_series", [PlaceholderRange(3, 2)], None)])
+    assert (positions_of(segments, 5).tolist(), following) == ([[0, 1, 2, 3, 4]] * 3, 5)
     with pytest.raises(InvalidArgument):
         model.prompt_positions(5, [layout._replace(grid_thw=(1, 2, 6))])
 
