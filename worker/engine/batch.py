@@ -22,6 +22,8 @@ from worker.models.base import EncoderOutput, ForwardBatch
 
 EncodedItem = Callable[[ItemKey], EncoderOutput]
 Merged = tuple[torch.Tensor | None, np.ndarray, torch.Tensor | None]
+Segment = tuple[int, int, int, int, int, int]
+"""A row of what `positions_of` takes."""
 _NO_RANGES = np.zeros((2, 0, 2), np.int64)
 
 
@@ -58,26 +60,22 @@ class BatchBuilder:
             The batch, on the model's device.
         """
         chunks = list(chunks)
-        query_lens = tuple(chunk.num_tokens for chunk in chunks)
-        kv_lens = tuple(chunk.end for chunk in chunks)
+        query_lens = tuple([chunk.end - chunk.start for chunk in chunks])
         starts = np.zeros(len(chunks) + 1, np.int32)
         np.cumsum(query_lens, out=starts[1:])
         num_tokens = int(starts[-1])
         rows = starts[:-1].tolist()
-        for chunk, row in zip(chunks, rows, strict=True):
-            self._fill(chunk, row)
-        last_rows = [(row + chunk.num_tokens - 1, chunk) for chunk, row in zip(chunks, rows, strict=True)]
-        wanted = [row for row, chunk in last_rows if chunk.samples]
-        pending = [(row, one.sequence.pending) for row, one in last_rows if one.samples and one.sequence.pending >= 0]
+        found, tables, wanted, pending = self._fill(chunks, rows)
+        segments = np.array(found, np.int64)
         embeds, ranges, deepstack = self._gather(chunks, rows, encoded)
-        segments = np.concatenate([_segments(chunk, row) for chunk, row in zip(chunks, rows, strict=True)])
+        kv_lens = tuple([chunk.end for chunk in chunks])
         on_device = ops.places_tokens(self._device)
-        input_ids, axes, slots, tables, context_lens, query_start, indices, states, item_ranges, places = self._upload(
+        input_ids, axes, slots, blocks, context_lens, query_start, indices, states, item_ranges, places = self._upload(
             [
                 self._input_ids[:num_tokens],
                 segments if on_device else positions_of(segments, num_tokens),
                 self._slots[:num_tokens],
-                self._block_tables(chunks),
+                self._block_tables(tables),
                 np.array(kv_lens, np.int32),
                 starts,
                 np.array(wanted, np.int64),
@@ -93,7 +91,7 @@ class BatchBuilder:
             input_ids=input_ids,
             positions=ops.mrope_positions(axes, num_tokens) if on_device else axes,
             slot_mapping=slots,
-            block_tables=tables,
+            block_tables=blocks,
             context_lens=context_lens,
             query_start=query_start,
             logits_indices=indices,
@@ -106,18 +104,39 @@ class BatchBuilder:
             mm_deepstack=deepstack,
         )
 
-    def _fill(self, chunk: Chunk, row: int) -> None:
-        sequence, start, end = chunk.sequence, chunk.start, chunk.end
-        table = self._table_row(sequence)
-        if end - start == 1:
-            self._input_ids[row] = sequence.token_ids[start]
-            self._slots[row] = int(table[start // self._block_size]) * self._block_size + start % self._block_size
-            return
-        last = row + end - start
-        self._input_ids[row:last] = sequence.token_ids[start:end]
-        index = np.arange(start, end)
-        np.multiply(table[index // self._block_size], self._block_size, out=self._slots[row:last])
-        self._slots[row:last] += index % self._block_size
+    def _fill(
+        self, chunks: list[Chunk], rows: list[int]
+    ) -> tuple[list[Segment], list[np.ndarray], list[int], list[tuple[int, int]]]:
+        """Put the chunks' ids and slots where they belong.
+
+        Returns:
+            Segments; block tables; rows that logits are wanted of; (row, row of the draws) of pending tokens.
+        """
+        segments: list[Segment] = []
+        tables, wanted, pending = [], [], []
+        size = self._block_size
+        for chunk, row in zip(chunks, rows, strict=True):
+            sequence, start, end = chunk.sequence, chunk.start, chunk.end
+            table = self._table_row(sequence)
+            tables.append(table)
+            last = row + end - start
+            if end - start == 1:
+                self._input_ids[row] = sequence.token_ids[start]
+                self._slots[row] = int(table[start // size]) * size + start % size
+            else:
+                self._input_ids[row:last] = sequence.token_ids[start:end]
+                index = np.arange(start, end)
+                np.multiply(table[index // size], size, out=self._slots[row:last])
+                self._slots[row:last] += index % size
+            if start >= sequence.num_prompt:
+                segments.append((row, end - start, start + sequence.position_delta, 0, 0, 0))
+            else:
+                segments += _prompt_segments(chunk, row)
+            if end == len(sequence.token_ids):
+                wanted.append(last - 1)
+                if sequence.pending >= 0:
+                    pending.append((last - 1, sequence.pending))
+        return segments, tables, wanted, pending
 
     def _table_row(self, sequence: Sequence) -> np.ndarray:
         """Return the sequence's blocks as an array, appending to the one of the step before."""
@@ -130,13 +149,15 @@ class BatchBuilder:
             held[1] = len(table)
         return held[2][: held[1]]
 
-    def _block_tables(self, chunks: list[Chunk]) -> np.ndarray:
-        width = max(len(chunk.sequence.block_table) for chunk in chunks)
-        tables = self._tables[: len(chunks) * width].reshape(len(chunks), width)
-        for number, chunk in enumerate(chunks):
-            row = self._table_row(chunk.sequence)
-            tables[number, : len(row)] = row
-            tables[number, len(row) :] = row[0]
+    def _block_tables(self, rows: list[np.ndarray]) -> np.ndarray:
+        """Return the tables side by side; what a row has too few of is filled up with a block of its own."""
+        width = max([len(row) for row in rows])
+        tables = self._tables[: len(rows) * width].reshape(len(rows), width)
+        for number, row in enumerate(rows):
+            count = len(row)
+            tables[number, :count] = row
+            if count < width:
+                tables[number, count:] = row[0]
         return tables
 
     def _states(self, chunks: list[Chunk]) -> np.ndarray:
@@ -151,7 +172,7 @@ class BatchBuilder:
         embeds, spans, deepstack = [], [], []
         count = 0
         for chunk, first in zip(chunks, rows, strict=True):
-            for index in sorted(chunk.sequence.pinned):
+            for index in sorted(chunk.sequence.pinned) if chunk.sequence.pinned else ():
                 runs = item_rows(chunk.start, chunk.end, chunk.sequence.items[index].ranges)
                 output = encoded(chunk.sequence.item_key(index)) if runs else None
                 for run in runs:
@@ -168,13 +189,12 @@ class BatchBuilder:
         return torch.cat(embeds), ranges, torch.cat(deepstack, dim=1) if deepstack else None
 
 
-def _segments(chunk: Chunk, row: int) -> np.ndarray:
-    """Return where a chunk's tokens stand, as segments of the step; see `positions_of`."""
+def _prompt_segments(chunk: Chunk, row: int) -> list[Segment]:
+    """Return where the tokens of a chunk, which begins in the prompt, stand, as segments of the step."""
     sequence, start, end = chunk.sequence, chunk.start, chunk.end
     num_prompt = sequence.num_prompt
-    generated = max(start, num_prompt)
-    text = (row + generated - start, end - generated, generated + sequence.position_delta, 0, 0, 0)
-    if start >= num_prompt:
-        return np.array([text], np.int64)
-    prompt = cut_segments(sequence.segments, start, min(end, num_prompt), row)
-    return prompt if end <= num_prompt else np.concatenate([prompt, [text]])
+    segments = list(map(tuple, cut_segments(sequence.segments, start, min(end, num_prompt), row).tolist()))
+    if end > num_prompt:  # after a preemption
+        first = row + num_prompt - start
+        segments.append((first, end - num_prompt, num_prompt + sequence.position_delta, 0, 0, 0))
+    return segments

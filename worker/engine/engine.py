@@ -91,8 +91,17 @@ class Engine:
             raise error_for_code(refusal.code, refusal.message, reason=refusal.reason, field=refusal.field)
         segments, delta = self.runner.positions(group)
         self._arrivals += 1
+        most_tokens = min(len(group.prompt_ids) + group.params.max_tokens, self.config.max_model_len)
         sequences = [
-            Sequence(group, choice, [*group.prompt_ids, *group.emitted_of(index)], self._arrivals, segments, delta)
+            Sequence(
+                group,
+                choice,
+                [*group.prompt_ids, *group.emitted_of(index)],
+                self._arrivals,
+                segments,
+                delta,
+                most_tokens,
+            )
             for index, choice in enumerate(group.choices)
         ]
         self._groups[group.key] = sequences
@@ -315,7 +324,7 @@ class Engine:
         if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
             sequence.matched_stop_token_id = token
             return FinishReason.STOP
-        if sequence.is_full(self.config.max_model_len):
+        if sequence.is_full:
             return FinishReason.LENGTH
         return None
 
@@ -364,7 +373,7 @@ class Engine:
     def _update(self, sequence: Sequence) -> SequenceUpdate:
         group = sequence.group
         update = SequenceUpdate(group.owner, group.request_id, group.epoch, sequence.choice)
-        if group.key in self._unannounced and sequence.num_cached is not None:
+        if self._unannounced and group.key in self._unannounced and sequence.num_cached is not None:
             self._unannounced.discard(group.key)
             update.cached_tokens = sequence.num_cached
         self._updates.append(update)

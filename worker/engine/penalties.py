@@ -8,10 +8,13 @@ import numpy as np
 from tessera_kernels.sampling import CHANGE, TOKEN_VALUE
 from worker.engine.sequence import Sequence
 
+_WORD = np.dtype("<i8")  # as wide as TOKEN_VALUE: numpy joins arrays of records slowly
 
-class TokenCounts:
-    """The different tokens of a sequence and how often each was generated; grows with it.
 
+class LogitChanges:
+    """A sequence's biases, and the different tokens that its penalties are about; grows with it.
+
+    Frequency and presence penalties are about what was generated, repetition penalties about the prompt's tokens too.
     Prompt tokens inside items' ranges are left out: they stand for pictures.
 
     Args:
@@ -19,12 +22,8 @@ class TokenCounts:
     """
 
     def __init__(self, sequence: Sequence) -> None:
-        prompt = np.array(sequence.group.prompt_ids, np.int64)
-        is_text = np.ones(len(prompt), bool)
-        for item in sequence.items:
-            for span in item.ranges:
-                is_text[span.offset : span.end] = False
-        seen = np.unique(prompt[is_text])
+        self.biases = np.array(list(sequence.params.logit_bias), TOKEN_VALUE)
+        seen = _words(sequence) if sequence.params.repetition_penalty != 1.0 else np.zeros(0, np.int64)
         self._num_seen = len(seen)
         self._entries = np.zeros(len(seen) + 64, TOKEN_VALUE)
         self._entries["token"][: len(seen)] = seen
@@ -36,18 +35,14 @@ class TokenCounts:
         """Different tokens, each with how often it was generated: TOKEN_VALUE."""
         return self._entries[: self._num_seen]
 
-    @property
-    def generated(self) -> np.ndarray:
-        """How often each was generated, fp32."""
-        return self.seen["value"]
-
-    def update(self, token_ids: list[int]) -> None:
+    def update(self, token_ids: list[int], num_known: int) -> None:
         """Count the tokens that have come since the last time.
 
         Args:
-            token_ids: all known tokens of the sequence.
+            token_ids: of the sequence.
+            num_known: how many of them are known.
         """
-        for token in token_ids[self._num_counted :]:
+        for token in token_ids[self._num_counted : num_known]:
             slot = self._slots.setdefault(token, self._num_seen)
             if slot == self._num_seen:
                 if slot == len(self._entries):
@@ -55,7 +50,7 @@ class TokenCounts:
                 self._entries["token"][slot] = token
                 self._num_seen += 1
             self._entries["value"][slot] += 1
-        self._num_counted = len(token_ids)
+        self._num_counted = num_known
 
 
 def changes_of(rows: list[tuple[int, Sequence]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,28 +61,36 @@ def changes_of(rows: list[tuple[int, Sequence]]) -> tuple[np.ndarray, np.ndarray
     """
     changes = np.zeros(len(rows), CHANGE)
     params = [sequence.params for _, sequence in rows]
-    biases = [np.array(list(p.logit_bias), TOKEN_VALUE) for p in params]
-    seen = [_seen_by(sequence) for _, sequence in rows]
+    counted = [_counted(sequence) for _, sequence in rows]
     changes["source"] = [row for row, _ in rows]
     changes["repetition"] = [p.repetition_penalty for p in params]
     changes["frequency"] = [p.frequency_penalty for p in params]
     changes["presence"] = [p.presence_penalty for p in params]
     changes["drawn"] = [sequence.pending if sequence.params.has_penalties else -1 for _, sequence in rows]
-    for name, lists in (("bias", biases), ("seen", seen)):
+    joined = []
+    for name, lists in (("bias", [one.biases for one in counted]), ("seen", [one.seen for one in counted])):
         ends = np.cumsum([len(one) for one in lists])
         changes[f"{name}_end"] = ends
         changes[f"{name}_begin"][1:] = ends[:-1]
-    return changes, np.concatenate(biases), np.concatenate(seen)
+        joined.append(np.concatenate([one.view(_WORD) for one in lists]).view(TOKEN_VALUE))
+    return changes, joined[0], joined[1]
 
 
-def _seen_by(sequence: Sequence) -> np.ndarray:
-    """Return the tokens that the sequence's penalties are about."""
-    if not sequence.params.has_penalties:
-        return np.zeros(0, TOKEN_VALUE)
-    counts = sequence.token_counts
-    if counts is None:
-        counts = sequence.token_counts = TokenCounts(sequence)
-    counts.update(sequence.known_ids)
-    if sequence.params.repetition_penalty != 1.0:
-        return counts.seen
-    return counts.seen[counts.generated > 0]  # the others are about what was generated
+def _counted(sequence: Sequence) -> LogitChanges:
+    """Return what changes a sequence's logits, all its known tokens counted."""
+    changes = sequence.logit_changes
+    if changes is None:
+        changes = sequence.logit_changes = LogitChanges(sequence)
+    if sequence.params.has_penalties:
+        changes.update(sequence.token_ids, len(sequence.token_ids) - (sequence.pending >= 0))
+    return changes
+
+
+def _words(sequence: Sequence) -> np.ndarray:
+    """Return the different tokens of the prompt that are no placeholders."""
+    prompt = np.array(sequence.group.prompt_ids, np.int64)
+    is_text = np.ones(len(prompt), bool)
+    for item in sequence.items:
+        for span in item.ranges:
+            is_text[span.offset : span.end] = False
+    return np.unique(prompt[is_text])

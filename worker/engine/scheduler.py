@@ -203,7 +203,7 @@ class Scheduler:
 
     def _awaits_end(self, sequence: Sequence) -> bool:
         """Return whether a sequence ends as soon as its pending token is known."""
-        return sequence.pending >= 0 and sequence.is_full(self._config.max_model_len)
+        return sequence.pending >= 0 and sequence.is_full
 
     def _can_go_on(self, sequence: Sequence) -> bool:
         """Return whether one of those that ran when the step began was not preempted since, and has more to compute."""
@@ -302,11 +302,13 @@ class Scheduler:
 
     def _allocate(self, sequence: Sequence, end: int, plan: Schedule) -> bool:
         """Make the blocks of [num_computed, end) writable; False where the sequence itself had to make way."""
-        pool, table = self._pool, sequence.block_table
+        pool, table, block_size = self._pool, sequence.block_table, self._config.block_size
         while True:
-            last = sequence.num_computed // self._config.block_size
+            last = sequence.num_computed // block_size
             must_copy = last < len(table) and pool.ref_count(table[last]) > 1
-            num_new = self._config.blocks_for(end) - len(table)
+            num_new = -(-end // block_size) - len(table)
+            if num_new <= 0 and not must_copy:
+                return True
             if pool.num_available >= num_new + must_copy:
                 break
             victim = self.running[-1]

@@ -3,6 +3,7 @@
 Next: worker/engine/scheduler.py
 """
 
+import sys
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -134,6 +135,7 @@ class Sequence:
         arrival: counts submissions; earlier ones run first within a priority.
         segments: what the model said of the prompt's positions, int64 (count, 6); opaque here.
         position_delta: position of a generated token minus its index.
+        most_tokens: tokens that end it by their number.
     """
 
     group: SequenceGroup
@@ -142,6 +144,7 @@ class Sequence:
     arrival: int
     segments: Any = None
     position_delta: int = 0
+    most_tokens: int = sys.maxsize
 
     status: Status = Status.WAITING
     # Tokens whose keys and values are in the blocks.
@@ -180,7 +183,7 @@ class Sequence:
     failure: SequenceFailure | None = None
     # What batch and sampler remember of it between steps.
     table_row: Any = None
-    token_counts: Any = None
+    logit_changes: Any = None
 
     @property
     def params(self) -> SamplingParams:
@@ -208,13 +211,9 @@ class Sequence:
         return len(self.token_ids) - len(self.group.prompt_ids)
 
     @property
-    def known_ids(self) -> list[int]:
-        """Tokens without one that is PENDING; not to be changed."""
-        return self.token_ids[:-1] if self.pending >= 0 else self.token_ids
-
-    def is_full(self, max_model_len: int) -> bool:
-        """Return whether its last token, known or not, is the last that it may have."""
-        return self.num_generated >= self.params.max_tokens or self.num_tokens >= max_model_len
+    def is_full(self) -> bool:
+        """Whether its last token, known or not, is the last that it may have."""
+        return len(self.token_ids) >= self.most_tokens
 
     @property
     def rank(self) -> tuple[int, int, int]:

@@ -81,7 +81,7 @@ def test_counts_grow_with_the_sequence():
     for _ in range(150):
         one.token_ids.append(Sampler().sample(logits, [(0, one)])[0].token_id)
     assert one.token_ids[1:] == list(range(150))
-    assert one.token_counts.generated.sum() == 149
+    assert one.logit_changes.seen["value"].sum() == 149
 
 
 @pytest.mark.parametrize(
