@@ -52,6 +52,11 @@ class Contestant:
         return lambda *arguments: self.call(method, *arguments)
 
     @property
+    def name(self) -> str:
+        """What it was made from."""
+        return self._process.name
+
+    @property
     def pid(self) -> int:
         """Id of the process."""
         assert self._process.pid is not None

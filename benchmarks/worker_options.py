@@ -1,4 +1,4 @@
-"""How the worker is set up in all questions, whether as a service or as a bare engine.
+"""How the worker is set up in all questions of the table, whether as a service or as a bare engine.
 
 Next: contestants/engine.py, contestants/served_pair.py
 """
@@ -17,14 +17,15 @@ _OPTIONS: Mapping[str, str | int] = {
 }
 
 
-def worker_options(model_dir: Path, threads: int) -> dict[str, str | int]:
+def worker_options(model_dir: Path, threads: int, options: Mapping[str, str | int] = _OPTIONS) -> dict[str, str | int]:
     """Return fields of WorkerSettings.
 
     Args:
         model_dir: the checkpoint.
         threads: of the arithmetic.
+        options: the rest.
     """
-    return {"model": str(model_dir), "threads": threads, **_OPTIONS}
+    return {"model": str(model_dir), "threads": threads, **options}
 
 
 def as_flags(options: Mapping[str, str | int]) -> list[str]:

@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 PROMPT_TOKENS = 271
 PICTURE_SIDE = 448
 PICTURE_TOKENS = 196
-_TEMPLATE = "<|im_start|>user\n<|vision_start|><|vision_end|><|im_end|>\n<|im_start|>assistant\n"
+PAD = "<|image_pad|>"
+_TEMPLATE = "<|im_start|>user\n<|vision_start|>{picture}<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Request:
     picture: bytes
     text: str
 
+    @property
+    def prompt(self) -> str:
+        """The chat as a model reads it, the picture's tokens spelled out."""
+        return _TEMPLATE.format(picture=PAD * PICTURE_TOKENS, text=self.text)
+
 
 class Workload:
     """Draws requests for a checkpoint.
@@ -45,7 +51,8 @@ class Workload:
     def __init__(self, model_dir: Path) -> None:
         tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         self._words = single_token_words(tokenizer)
-        self._text_tokens = PROMPT_TOKENS - PICTURE_TOKENS - len(tokenizer.encode(_TEMPLATE).ids)
+        around = tokenizer.encode(_TEMPLATE.format(picture="", text="")).ids
+        self._text_tokens = PROMPT_TOKENS - PICTURE_TOKENS - len(around)
 
     def request(self, number: int) -> Request:
         """Return the request of a number."""

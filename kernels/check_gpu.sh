@@ -4,7 +4,9 @@
 #
 #   kernels/check_gpu.sh [folder for logs and results, default build/gpu]
 #
-# Needs torch with CUDA, pytest, numpy, safetensors, grpcio, googleapis-common-protos and transformers; no network.
+# Needs torch with CUDA, pytest, numpy, safetensors, grpcio, googleapis-common-protos and transformers; no network. The
+# serving benchmark, which comes last, also needs the stubs (make protos), structlog, and for its pair all that gateway
+# and worker need: a part of it that lacks something says what, and the others run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-build/gpu}
@@ -42,4 +44,5 @@ else
 fi
 lines=60 step vision_kernels 300 "$python" -m benchmarks.vision_kernels
 lines=60 step language_kernels 300 "$python" -m benchmarks.language_kernels
+lines=80 step serving_gpu 560 "$python" -m benchmarks.serving_gpu --output "$out"
 exit $failed

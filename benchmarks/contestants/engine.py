@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.contestants.boot_engine import boot_engine
 from benchmarks.timeline import Timeline
-from benchmarks.workload import PICTURE_TOKENS, PROMPT_TOKENS, Request, Workload
+from benchmarks.workload import PAD, PICTURE_TOKENS, PROMPT_TOKENS, Request, Workload
 from tessera.hashing import content_hash
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
@@ -22,8 +22,6 @@ from worker.engine.sampling_params import SamplingParams
 from worker.engine.sequence import SequenceGroup, SequenceItem, TokenSpan
 
 _WARM_UP_NUMBER = 1_000_000
-_PAD = "<|image_pad|>"
-_PROMPT = "<|im_start|>user\n<|vision_start|>{picture}<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
 class BareEngine:
@@ -37,7 +35,7 @@ class BareEngine:
     def __init__(self, model_dir: Path, threads: int) -> None:
         self._workload = Workload(model_dir)
         self._tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-        self._pad_id = self._tokenizer.token_to_id(_PAD)
+        self._pad_id = self._tokenizer.token_to_id(PAD)
         self.engine: Engine = boot_engine(model_dir, threads)
 
     def warm_up(self) -> None:
@@ -74,8 +72,7 @@ class BareEngine:
         )
 
     def _prepare(self, request_id: str, request: Request, new_tokens: int) -> tuple[SequenceGroup, MultimodalItem]:
-        prompt = _PROMPT.format(picture=_PAD * PICTURE_TOKENS, text=request.text)
-        token_ids = tuple(self._tokenizer.encode(prompt).ids)
+        token_ids = tuple(self._tokenizer.encode(request.prompt).ids)
         assert len(token_ids) == PROMPT_TOKENS
         pixels = np.asarray(Image.open(io.BytesIO(request.picture)))[None].copy()
         grid = (1, pixels.shape[1] // 16, pixels.shape[2] // 16)

@@ -12,13 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.timeline import Timeline
 from benchmarks.worker_options import as_flags, worker_options
 from benchmarks.workload import Request, Workload
 from tessera_client import AsyncClient, Image
 
+Options = Mapping[str, str | int]
 _WARM_UP_NUMBER = 1_000_000
 _READY_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
@@ -30,19 +33,28 @@ class ServedPair:
     Args:
         model_dir: the checkpoint.
         threads: of the worker.
+        worker: its other flags; None: those of the table's questions.
+        gateway: its flags beside model and addresses.
     """
 
-    def __init__(self, model_dir: Path, threads: int) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        threads: int,
+        worker: Options | None = None,
+        gateway: Options = MappingProxyType({"log_level": "warning"}),
+    ) -> None:
         self._workload = Workload(model_dir)
         self._folder = Path(tempfile.mkdtemp(prefix="tessera-bench-pair-"))
-        worker, gateway = free_ports(2)
+        worker_port, gateway_port = free_ports(2)
+        options = worker_options(model_dir, threads) if worker is None else worker_options(model_dir, threads, worker)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._runner = asyncio.Runner()
         try:
-            self._start("worker", *as_flags(worker_options(model_dir, threads)), "--port", str(worker))
-            address = ("--port", str(gateway), "--worker", f"127.0.0.1:{worker}")
-            self._start("gateway", "--model", str(model_dir), "--log-level", "warning", *address)
-            self._client = AsyncClient(f"127.0.0.1:{gateway}")
+            self._start("worker", *as_flags(options), "--port", str(worker_port))
+            address = ("--port", str(gateway_port), "--worker", f"127.0.0.1:{worker_port}")
+            self._start("gateway", "--model", str(model_dir), *as_flags(gateway), *address)
+            self._client = AsyncClient(f"127.0.0.1:{gateway_port}")
             self._runner.run(self._wait())
         except BaseException:
             self.close()

@@ -25,7 +25,7 @@ class Figure:
         name: of the op or the question, with its size.
         ms: time of ours.
         limit_ms: the same work at the measured limit.
-        limit: which, "copy bandwidth" or "bf16 product".
+        limit: which, as "copy bandwidth" or "bf16 product".
         other_ms: of what it is compared with; None where nothing is.
         other: what that is.
         target: least share of the limit, or, with `of_other`, least ratio to the other.
@@ -92,6 +92,17 @@ def write(path: Path, figures: Sequence[Figure], machine: Machine, command: str)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_markdown(path: Path, figures: Sequence[Figure], machine: Machine, command: str) -> None:
+    """Write the table as it is printed, below what it was measured with."""
+    head = (
+        f"`{command}` on {torch.cuda.get_device_name(machine.device)}, torch {torch.__version__}, "
+        f"{datetime.datetime.now(datetime.UTC).date().isoformat()}; measured in the same run: copy bandwidth "
+        f"{machine.copy_gbps:.0f} GB/s, bf16 product {machine.bf16_tflops:.0f} TFLOP/s."
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{head}\n\n{render(figures)}\n")
 
 
 def default_path(machine: Machine, name: str) -> Path:
