@@ -249,6 +249,25 @@ def product_figures(machine: Machine, s: Sizes) -> Iterator[Figure]:
         yield Figure(f"grouped_linear, {tokens} tokens, {used} experts", ms, limit, name)
 
 
+def rule_figures(machine: Machine, s: Sizes) -> Iterator[Figure]:
+    """Time the gated delta rule over one prompt, solved in chunks and, beside that, token by token."""
+    tokens, heads, dim, device = max(s.tokens // 8, 64), s.state_heads, s.state_dim, machine.device
+    qkv, gates = _bf16(device, tokens, 3 * heads * dim), _bf16(device, tokens, 2 * heads)
+    rate, bias = (torch.rand(heads, device=device) for _ in range(2))
+    states = torch.zeros(1, heads, dim, dim, device=device)
+    lengths = [torch.tensor(values, dtype=torch.int32, device=device) for values in ((0, tokens), (tokens,))]
+    slots = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def run(chunked: bool) -> Call:
+        return lambda: cuda.ops().gated_delta_rule(qkv, gates, rate, bias, states, slots, *lengths, heads, chunked)
+
+    ms, recurrent_ms = (machine.milliseconds([run(chunked)]) for chunked in (True, False))
+    # Of each token: four products with a chunk of 64, three with the state.
+    work = 2 * tokens * heads * dim * (4 * 64 + 3 * dim) / 1e9
+    limit = work / machine.bf16_tflops if machine.is_timed else math.nan
+    yield Figure(f"gated_delta_rule, a prompt of {tokens}", ms, limit, "bf16 product", recurrent_ms, "token by token")
+
+
 def sampling_figures(machine: Machine, s: Sizes) -> Iterator[Figure]:
     """Time the draw of a step: what is read is the logits, once."""
     from worker.engine.sampler import Sampler
@@ -259,8 +278,7 @@ def sampling_figures(machine: Machine, s: Sizes) -> Iterator[Figure]:
     logits = torch.randn(s.sequences, s.vocab, device=machine.device)
     params = SamplingParams(8, temperature=0.8, top_p=0.9, top_k=50, seed=1)
     rows = [
-        (row, EngineSequence(SequenceGroup(str(row), (1, 2), params), 0, [1, 2], row, torch.zeros(3, 2).numpy(), 0))
-        for row in range(s.sequences)
+        (row, EngineSequence(SequenceGroup(str(row), (1, 2), params), 0, [1, 2], row)) for row in range(s.sequences)
     ]
     ms = machine.eager_milliseconds(lambda: Sampler().sample(logits, rows))
     limit = logits.nbytes / 1e6 / machine.copy_gbps if machine.is_timed else math.nan
@@ -276,7 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with open_machine(options.emulated) as machine:
         sizes = Sizes() if machine.is_timed else TINY
         figures = [
-            *memory_figures(machine, sizes), *product_figures(machine, sizes), *sampling_figures(machine, sizes),
+            *memory_figures(machine, sizes), *product_figures(machine, sizes), *rule_figures(machine, sizes),
+            *sampling_figures(machine, sizes),
         ]  # fmt: skip
         print(render(figures))
         if machine.is_timed:

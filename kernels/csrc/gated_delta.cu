@@ -3,6 +3,7 @@
 // Next: kernels/include/gated_delta.cuh
 #include "gated_delta.cuh"
 
+#include "gated_delta_chunks.h"
 #include "gated_delta_norm.cuh"
 #include "gated_delta_sequences.h"
 
@@ -59,7 +60,7 @@ void check_rule(const Tensor& qkv, const Tensor& gates, const Tensor& rate, cons
 }
 
 Tensor gated_delta_rule(Tensor qkv, Tensor gates, Tensor rate, Tensor bias, Tensor states, Tensor slots,
-                        Tensor query_start, Tensor context_lens, int64_t key_heads) {
+                        Tensor query_start, Tensor context_lens, int64_t key_heads, bool chunked) {
   check_rule(qkv, gates, rate, bias, states, key_heads);
   const int64_t rows = qkv.size(0), heads = states.size(1), key_dim = states.size(2), value_dim = states.size(3);
   const StateSequences sequences = state_sequences(slots, query_start, context_lens, rows);
@@ -68,10 +69,12 @@ Tensor gated_delta_rule(Tensor qkv, Tensor gates, Tensor rate, Tensor bias, Tens
   if (rows == 0) return out;
   dispatch_float(qkv.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    const GatedDeltaArguments<T> arguments{
+    GatedDeltaArguments<T> arguments{
         data<T>(qkv), qkv.stride(0), data<T>(gates), gates.stride(0), data<float>(rate), data<float>(bias),
         mutable_data<float>(states), mutable_data<T>(out), sequences, int(key_heads), int(heads), int(key_dim),
         int(value_dim)};
+    if constexpr (sizeof(T) == 2)
+      if (chunked && takes_chunks(arguments)) solve_chunks(arguments, qkv);
     if (key_dim <= kDeltaRows) return choose_width<T, 1>(arguments, qkv);
     if (key_dim <= 2 * kDeltaRows) return choose_width<T, 2>(arguments, qkv);
     choose_width<T, 4>(arguments, qkv);

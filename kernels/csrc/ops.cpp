@@ -58,7 +58,7 @@ TESSERA_SCHEMAS(m) {
       "-> Tensor");
   m.def(
       "gated_delta_rule(Tensor qkv, Tensor gates, Tensor rate, Tensor bias, Tensor(a!) states, Tensor slots, "
-      "Tensor query_start, Tensor context_lens, int key_heads) -> Tensor");
+      "Tensor query_start, Tensor context_lens, int key_heads, bool chunked=False) -> Tensor");
   m.def("gated_rms_norm(Tensor x, Tensor gate, Tensor weight, float eps) -> Tensor");
 
   // items in a step of the language model

@@ -1,6 +1,6 @@
 // The instructions of include/ptx.cuh on the CPU: warp-wide matrix products and fragments, asynchronous copies.
 //
-// Fragment layouts: PTX ISA, "Matrix fragments for mma.m16n8k16" and "ldmatrix".
+// Fragment layouts: PTX ISA, "Matrix fragments for mma.m16n8k16" and "m16n8k8", "ldmatrix".
 //
 // Next: kernels/include/ptx.cuh
 #pragma once
@@ -33,6 +33,28 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
       const auto left = simt::from_slot<Operands>(slots, group * 4 + k % 8 / 2);
       const auto right = simt::from_slot<Operands>(slots, column * 4 + k % 8 / 2);
       sum += half_of<T>(left.a[k / 8 * 2 + row_half], k % 2) * half_of<T>(right.b[k / 8], k % 2);
+    }
+    d[out] += sum;
+  }
+}
+
+inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  struct Operands {
+    float a[4], b[2];
+  } mine;
+  constexpr uint32_t kSeen = 0xffffe000u;  // sign, exponent and ten bits
+  for (int i = 0; i < 4; ++i) mine.a[i] = __uint_as_float(a[i] & kSeen);
+  for (int i = 0; i < 2; ++i) mine.b[i] = __uint_as_float(b[i] & kSeen);
+  const unsigned char* slots = simt::exchange(simt::Collective::kMatrix, &mine, sizeof(mine));
+  const unsigned group = simt::lane() / 4, member = simt::lane() % 4;
+  for (int out = 0; out < 4; ++out) {
+    const unsigned row_half = out / 2, column = member * 2 + out % 2;
+    float sum = 0;
+    for (unsigned k = 0; k < 8; ++k) {
+      // a: register 0 and 1 hold rows g and g + 8 of the first four columns, 2 and 3 of the others
+      const auto left = simt::from_slot<Operands>(slots, group * 4 + k % 4);
+      const auto right = simt::from_slot<Operands>(slots, column * 4 + k % 4);
+      sum += left.a[k / 4 * 2 + row_half] * right.b[k / 4];
     }
     d[out] += sum;
   }

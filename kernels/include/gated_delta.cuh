@@ -13,10 +13,9 @@
 // decodes; 8 columns give a lone prompt four times the warps. On paper, nothing measured: with key_dim = value_dim =
 // 128 a token costs such a warp 128 fp32 instructions and one trip through 4 levels of shuffles, about 320 cycles. 32
 // heads then are 512 warps, one for each scheduler of 128 multiprocessors: 0.18 us a token and layer at 1.75 GHz for
-// one prompt, and about 0.1 us where many sequences keep the schedulers full. Solving chunks of 64 on tensor cores
-// would take less: some 8 M multiply-adds a chunk and head, with the state as pairs of 16 bits to keep its digits, are
-// 0.02 us a token for 32 heads on a full device. But its sums depend on where chunks begin, that is, on how a prompt was
-// cut, and it stays to be built and measured beside this.
+// one prompt, and about 0.1 us where many sequences keep the schedulers full. On tensor cores, chunks of 64 tokens take
+// a third of that (gated_delta_walk.cuh), so long sequences in 16 bits are left to them. But their sums depend on where
+// chunks begin, that is, on how a prompt was cut: where batches must change no bit, this kernel takes every sequence.
 //
 // Next: kernels/include/gated_delta_stage.cuh
 #pragma once
@@ -182,6 +181,7 @@ __global__ void __launch_bounds__(DeltaStage<T, Steps, Quads, Vectors>::kThreads
   const Segment part = segment(a.sequences, int(blockIdx.x) / blocks / a.heads);
   if (part.length <= 0) return;
   if (part.slot < 0) return clear_reads(a, part, head, first_column, Stage::kColumns);
+  if (part.length > a.recurrent_length) return;
 
   const int warp = int(threadIdx.x) / kWarpSize, lane = int(threadIdx.x) % kWarpSize;
   const bool stages = warp == Stage::kWarp;

@@ -2,8 +2,10 @@
 // work on the run before. Per token and head: query and key of unit length (the query times key_dim^-0.5),
 // their product, decay e^g with g = -rate * softplus(a + bias), and beta = sigmoid(b), rounded as the gates' type is.
 //
-// Next: kernels/include/gated_delta.cuh
+// Next: kernels/include/gated_delta_chunk.cuh
 #pragma once
+
+#include <climits>
 
 #include "activation.cuh"
 #include "gated_delta_sequences.cuh"
@@ -27,7 +29,28 @@ struct GatedDeltaArguments {
   T* out;         // (rows, heads, value_dim), contiguous
   StateSequences sequences;
   int key_heads, heads, key_dim, value_dim;
+  int recurrent_length = INT_MAX;  // longer sequences are solved in chunks, by other kernels
+
+  // Where a head's queries, keys and values begin in a row.
+  __device__ int64_t queries(int head) const { return int64_t(head / (heads / key_heads)) * key_dim; }
+  __device__ int64_t keys(int head) const { return int64_t(key_heads) * key_dim + queries(head); }
+  __device__ int64_t values(int head) const { return int64_t(2) * key_heads * key_dim + int64_t(head) * value_dim; }
 };
+
+struct DeltaGate {
+  float log_decay, beta;
+};
+
+template <typename T>
+__device__ __forceinline__ DeltaGate delta_gate(const GatedDeltaArguments<T>& a, int64_t row, int head) {
+  const T* gates = a.gates + row * a.gates_stride;
+  const float update = to_float(gates[head]), decay = to_float(gates[a.heads + head]) + a.bias[head];
+  const float softplus = decay > 20.0f ? decay : log1pf(expf(decay));
+  return {-a.rate[head] * softplus, rounded<T>(sigmoid<true>(update))};
+}
+
+// What makes the length of a query or key one.
+__device__ __forceinline__ float unit_scale(float square) { return rsqrtf(square + 1e-6f); }
 
 struct alignas(16) DeltaGates {
   float decay, beta;
@@ -100,14 +123,12 @@ struct DeltaStage {
     for (int token = 0; token < kRun; ++token) {
       // What is beyond the last token is read again from it, and not used.
       const T* row = a.qkv + (part.first + start + min(token, tokens - 1)) * a.qkv_stride;
-      const int64_t at = int64_t(head / (a.heads / a.key_heads)) * a.key_dim, keys = int64_t(a.key_heads) * a.key_dim;
-      load_part(query[token], row + at);
-      load_part(key[token], row + keys + at);
+      load_part(query[token], row + a.queries(head));
+      load_part(key[token], row + a.keys(head));
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
         const int of_head = column + i * kWarpSize + lane;
-        value[token][i] =
-            of_head < a.value_dim ? to_float(row[2 * keys + int64_t(head) * a.value_dim + of_head]) : 0.0f;
+        value[token][i] = of_head < a.value_dim ? to_float(row[a.values(head) + of_head]) : 0.0f;
       }
     }
     if (lane < tokens) fill_gates(start, lane);
@@ -121,11 +142,9 @@ struct DeltaStage {
   }
 
   __device__ void fill_gates(int start, int token) const {
-    const T* row = a.gates + (part.first + start + token) * a.gates_stride;
-    const float update = to_float(row[head]), decay = to_float(row[a.heads + head]) + a.bias[head];
-    const float softplus = decay > 20.0f ? decay : log1pf(expf(decay));
-    gates(start, token)->beta = rounded<T>(sigmoid<true>(update));
-    gates(start, token)->decay = expf(-a.rate[head] * softplus);
+    const DeltaGate gate = delta_gate(a, part.first + start + token, head);
+    gates(start, token)->beta = gate.beta;
+    gates(start, token)->decay = expf(gate.log_decay);
   }
 
   __device__ void fill_heads(int start, int token, float (&query)[kPerLane], float (&key)[kPerLane]) const {
@@ -137,8 +156,8 @@ struct DeltaStage {
       key_square = fmaf(key[i], key[i], key_square);
       match = fmaf(query[i], key[i], match);
     }
-    const float by_query = rsqrtf(reduce_warp<Sum>(query_square) + 1e-6f) * rsqrtf(float(a.key_dim));
-    const float by_key = rsqrtf(reduce_warp<Sum>(key_square) + 1e-6f);
+    const float by_query = unit_scale(reduce_warp<Sum>(query_square)) * rsqrtf(float(a.key_dim));
+    const float by_key = unit_scale(reduce_warp<Sum>(key_square));
     match = reduce_warp<Sum>(match) * by_query * by_key;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {

@@ -1,6 +1,6 @@
 // Instructions that C++ has no name for: tensor-core products, their fragments, asynchronous copies. sm_80 and later.
 //
-// Source: PTX ISA 9.0, mma.sync.m16n8k16, ldmatrix, cp.async.
+// Source: PTX ISA 9.0, mma.sync.m16n8k16 and m16n8k8, ldmatrix, cp.async.
 //
 // Next: kernels/emulator/ptx.h
 #pragma once
@@ -34,6 +34,21 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
   }
 #else
   emulated::mma_m16n8k16<T>(d, a, b);
+#endif
+}
+
+// d (16 x 8, fp32) += a (16 x 8) b (8 x 8), of fp32 numbers whose last 13 bits are not looked at. Lane l holds:
+// - a: rows g (registers 0, 2) and g + 8 (1, 3), columns m (0, 1) and m + 4 (2, 3);
+// - b: column g, rows m (register 0) and m + 4 (1);
+// - d: as above.
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#ifdef __CUDACC__
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  emulated::mma_m16n8k8_tf32(d, a, b);
 #endif
 }
 

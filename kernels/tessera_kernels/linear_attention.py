@@ -5,8 +5,8 @@ Next: kernels/tessera_kernels/reference_gated_delta.py
 
 import torch
 
-from tessera_kernels import cpu, cuda, gated_delta, reference_gated_delta
-from tessera_kernels.reference_gated_delta import Sequences
+from tessera_kernels import cpu, cuda, gated_delta, invariance, reference_gated_delta
+from tessera_kernels.reference_gated_delta import CHUNK, Sequences
 
 
 def causal_conv(x: torch.Tensor, weight: torch.Tensor, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
@@ -51,7 +51,9 @@ def gated_delta_rule(
         (n, heads, value_dim).
     """
     if cuda.serves(qkv):
-        return cuda.ops().gated_delta_rule(qkv, gates, rate, bias, states, *sequences[:3], key_heads)
+        # Chunks begin where a prompt was cut, which may change no bit in the batch-invariant mode.
+        chunked = not invariance.enabled() and max(sequences.query_lens, default=0) >= CHUNK
+        return cuda.ops().gated_delta_rule(qkv, gates, rate, bias, states, *sequences[:3], key_heads, chunked)
     implementation = gated_delta if cpu.serves(qkv) else reference_gated_delta
     return implementation.gated_delta_rule(qkv, gates, rate, bias, states, sequences, key_heads)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessera_kernels import cuda, invariance
 from tests.cuda_ops import emulated_library
@@ -103,6 +104,38 @@ def test_logits_are_those_of_the_cpu(family: str, tmp_path_factory: pytest.TempP
     experts = "moe" in family or family == "interns1_pro"
     wanted = COMMON | OF_FAMILY.get(family, set()) | (OF_EXPERTS if experts else {"swiglu"})
     assert wanted <= set(ops), wanted - set(ops)
+
+
+class Chunked(TorchDispatchMode):
+    """Notes of each run of the gated delta rule whether long sequences were solved in chunks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an op, and note what the rule was told."""
+        if func.__name__.split(".")[0] == "gated_delta_rule":
+            self.noted.append(bool(args[9:]) and args[9])  # what is its default is left out
+        return func(*args, **(kwargs or {}))
+
+
+def test_long_prompts_are_solved_in_chunks(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In bf16 a prefill of 64 tokens takes the chunked rule, a decode does not, and answers stay what they are."""
+    model = load_model(FAMILIES["qwen3_5"](tmp_path_factory.mktemp("chunks")), "bfloat16")
+    found = []
+    with cuda.using(emulated_library()):
+        for recurrent in (False, True):
+            engine, recorder = make_engine(model, max_batched_tokens=256)
+            submit(engine, "long", "greedy", make_prompts(model)["long"], (0,))
+            with Chunked() as chunked, invariance.using(recurrent):
+                run(engine)
+            layers = len(chunked.noted) // 9  # one step with 70 tokens, cut before its last block, and eight with few
+            assert chunked.noted == [not recurrent] * layers + [False] * (len(chunked.noted) - layers)
+            found.append(recorder.seen)
+    for (key, logits, draw), (other_key, expected, other_draw) in zip(*found, strict=True):
+        assert (key, draw) == (other_key, other_draw)
+        assert (logits - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: needs a CUDA device")
