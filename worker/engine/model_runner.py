@@ -120,7 +120,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> torch.Tensor:
-        """Return the logits, fp32 (num_logits, vocab_size); keys and values are in the cache afterwards.
+        """Return the logits, float (num_logits, vocab_size); keys and values are in the cache afterwards.
 
         They hold until the next call.
         """

@@ -278,7 +278,7 @@ class CausalLM(ABC):
         """Run one step, writing the new tokens' keys and values into the cache, and moving recurrent states on.
 
         Returns:
-            Logits, fp32 (num_logits, vocab_size).
+            Logits, (num_logits, vocab_size), of the type that the head gives: what draws from them widens it.
         """
 
     @abstractmethod

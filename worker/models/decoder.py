@@ -191,7 +191,7 @@ class Decoder:
             _add_deepstack(batch, index, residual)
         if keep is None:
             x, residual = x[batch.logits_indices], residual[batch.logits_indices]
-        return self.head(self.norm.add(x, residual)).float()
+        return self.head(self.norm.add(x, residual))
 
     def _caches(self, kv_cache: KVCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return each layer's cache: keys and values, or state, each counted among its own kind."""
