@@ -18,11 +18,14 @@ from tessera.errors import FailedPrecondition
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
 from tessera_kernels import cuda, invariance, ops
+from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
+from worker.engine.memory_needs import MemoryNeeds
+from worker.engine.memory_profile import profile_memory
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.sequence import SequenceGroup, SequenceItem, TokenSpan
-from worker.engine.sizing import EngineOptions, size_engine
-from worker.memory import free_bytes
+from worker.engine.sizing import EngineOptions, checked_options, size_engine, step_limits
+from worker.memory import free_bytes, meter_for
 from worker.models.base import CausalLM, ItemSize
 from worker.models.loader import load_model
 from worker.settings import WorkerSettings
@@ -66,7 +69,7 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
     cuda.wait_after_launches(settings.check_launches)
     if not settings.check_launches:
         model.record()  # before memory is shared out: recordings keep theirs
-    config = size_engine(model, engine_options(settings), free_bytes(model.device))
+    config = configure(model, settings)
     engine = Engine(config, model)
     states = engine.runner.kv_cache.states
     report("warming", 0.0)
@@ -87,6 +90,7 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
         max_model_len=config.max_model_len,
         encoder_cache_bytes=config.encoder_cache_bytes,
         state_bytes=states.size_bytes if states else 0,
+        free_bytes=free_bytes(model.device),
         load_s=round(loaded - start, 3),
         warm_up_s=round(time.monotonic() - loaded, 3),
     )
@@ -133,6 +137,39 @@ def refuse_variance(obstacle: str | None) -> None:
 def engine_options(settings: WorkerSettings) -> EngineOptions:
     """Return the engine's part of the settings."""
     return EngineOptions(**{name: getattr(settings, name) for name in EngineOptions.__dataclass_fields__})
+
+
+def configure(model: CausalLM, settings: WorkerSettings) -> EngineConfig:
+    """Return the limits of a model's engine; see `size_engine`.
+
+    Raises:
+        SizingError: the limits do not fit.
+    """
+    options = checked_options(engine_options(settings))
+    needs = measure_needs(model, options, records=not settings.check_launches)
+    return size_engine(model, options, free_bytes(model.device), needs)
+
+
+def measure_needs(model: CausalLM, options: EngineOptions, *, records: bool) -> MemoryNeeds | None:
+    """Run the largest steps and log what they take; None on the CPU, where estimates serve.
+
+    Raises:
+        SizingError: they run out of memory.
+    """
+    meter = meter_for(model.device)
+    if meter is None:
+        return None
+    start = time.monotonic()
+    needs = profile_memory(model, step_limits(model, options, free_bytes(model.device)), meter, records=records)
+    log.info(
+        "memory_profiled",
+        encode_mib=needs.encode_bytes >> 20,
+        step_mib=needs.step_bytes >> 20,
+        recordings_mib=needs.recordings_bytes >> 20,
+        libraries_mib=needs.libraries_bytes >> 20,
+        profile_s=round(time.monotonic() - start, 3),
+    )
+    return needs
 
 
 def warm_up(engine: Engine) -> None:

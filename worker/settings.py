@@ -63,7 +63,7 @@ class WorkerSettings:
     )
     kv_cache_share: float | None = field(
         default=None,
-        metadata={"help": "share of the free memory for both; default 0.9 on a GPU, 0.25 on a CPU"},
+        metadata={"help": "most of the free memory that both take, as a share; default 0.9 on a GPU, 0.25 on a CPU"},
     )
     state_checkpoints: int | None = field(
         default=None,
@@ -85,6 +85,13 @@ class WorkerSettings:
         default=1 << 30, metadata={"help": "bytes of items that wait to be encoded", "unit": "bytes"}
     )
     staged_ttl_s: float = field(default=300.0, metadata={"help": "seconds that an unwanted one of them is kept"})
+    async_scheduling: str = field(
+        default="auto",
+        metadata={
+            "help": "launch each step before the tokens of the one before have come from the device; auto = on a GPU",
+            "choices": ("auto", "on", "off"),
+        },
+    )
 
     heartbeat_s: float = field(default=1.0, metadata={"help": "seconds between load reports of an idle engine"})
     drain_s: float = field(default=10.0, metadata={"help": "seconds that running requests get at shutdown"})

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import structlog
 
+from worker.layers.state_cache import StateShape
 from worker.models.base import CausalLM
 
 log = structlog.get_logger(__name__)
@@ -36,6 +37,17 @@ class StateSlots(NamedTuple):
     size_bytes: int
 
 
+def affordable_seats(shape: StateShape, seats: int, cache_bytes: int) -> int:
+    """Return the running sequences whose states leave memory for KV blocks, at least one.
+
+    Args:
+        shape: of a slot.
+        seats: as many as are wanted.
+        cache_bytes: for states and KV blocks together.
+    """
+    return max(1, min(seats, cache_bytes // shape.slot_bytes // _RUNNING_SHARE))
+
+
 def size_states(
     model: CausalLM, asked_sequences: int | None, seats: int, checkpoints: int | None, cache_bytes: int | None
 ) -> StateSlots:
@@ -59,7 +71,7 @@ def size_states(
         return StateSlots(seats, checkpoints, (seats + checkpoints) * slot_bytes)
     fitting = cache_bytes // slot_bytes
     if asked_sequences is None:
-        lowered = max(1, min(seats, fitting // _RUNNING_SHARE))
+        lowered = affordable_seats(model.state_shape, seats, cache_bytes)
         if lowered < seats:
             log.warning("max_sequences_lowered", wanted=seats, served=lowered, remedy="raise --kv-cache-bytes for more")
         seats = lowered

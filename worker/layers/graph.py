@@ -6,7 +6,9 @@ holds until the next replay.
 Next: worker/models/vision_graph.py
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -31,14 +33,11 @@ class CudaGraph(Generic[T]):
     """
 
     def __init__(self, run: Callable[[], T], pool: Any = None) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with recording_stream(torch.device("cuda")):
             for _ in range(_WARM_UPS):
                 run()
-        torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        with torch.cuda.graph(self._graph, pool=pool, stream=_side_stream()):
             self._results = run()
 
     def replay(self) -> T:
@@ -75,3 +74,22 @@ def recorder_for(device: torch.device) -> Recorder | None:
 def new_pool(device: torch.device) -> object | None:
     """Return memory for recordings that never run at the same time; None where nothing is recorded."""
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+@contextmanager
+def recording_stream(device: torch.device) -> Iterator[None]:
+    """Launch on the stream that recordings are made on, behind all that was launched before."""
+    if device.type != "cuda":
+        yield
+        return
+    current, side = torch.cuda.current_stream(), _side_stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        yield
+    current.wait_stream(side)
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """Return the one stream of all recordings: for each that cuBLAS has seen it keeps a workspace."""
+    return torch.cuda.Stream()

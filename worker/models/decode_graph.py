@@ -54,8 +54,9 @@ class DecodeGraphs:
         self._contexts = [length for length in CONTEXTS if length < max_model_len] + [max_model_len]
         self._record = record
         self._recordings: dict[tuple[int, int], _Recording] = {}
-        # One memory for all: a step's logits are used up before the next step.
+        # One memory for all, and one for the logits of all: they are used up before the next step.
         self._pool = new_pool(kv_cache.device)
+        self._logits: torch.Tensor | None = None
 
     @staticmethod
     def takes(batch: ForwardBatch) -> bool:
@@ -80,9 +81,16 @@ class DecodeGraphs:
         key = (size, context)
         if key not in self._recordings:
             batch = self._padding(size, context)
-            graph = self._record(lambda: self._forward(batch, self._kv_cache), self._pool)
+            graph = self._record(lambda: self._run(batch), self._pool)
             self._recordings[key] = _Recording(batch, graph)
         return self._recordings[key]
+
+    def _run(self, batch: ForwardBatch) -> torch.Tensor:
+        """Run a forward whose logits lie outside of the pool, where each recording would keep a place for its own."""
+        logits = self._forward(batch, self._kv_cache)
+        if self._logits is None:  # at a warm-up, not while recording
+            self._logits = logits.new_empty(self._sizes[-1], logits.shape[1])
+        return self._logits[: batch.num_seqs].copy_(logits)
 
     def _padding(self, size: int, context: int) -> ForwardBatch:
         """Return a batch of padding alone, whose host lengths bound what a replay may hold."""

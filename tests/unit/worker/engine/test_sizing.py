@@ -1,12 +1,15 @@
 """Sizes follow from model, flags and memory; what does not fit says which flag mends it."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from tests.unit.worker.engine.fakes import FakeModel
 from tests.unit.worker.engine.stateful import StatefulModel
+from worker.engine.memory_needs import MemoryNeeds
 from worker.engine.sizing import EngineOptions, SizingError, size_engine
 from worker.layers.state_cache import StateShape
 
@@ -170,3 +173,39 @@ def test_states_that_do_not_fit(options, text):
     with pytest.raises(SizingError, match=text) as caught:
         size(model=hybrid(), **({"kv_cache_bytes": 40 * 10_000} | options))
     assert "\n" not in str(caught.value)
+
+
+def test_measured_needs_are_left_free():
+    """On a GPU, KV blocks fill what measured steps and encoded items leave, up to the share."""
+    needs = MemoryNeeds(7 << 20, 9 << 20, recordings_bytes=3 << 20, libraries_bytes=5 << 30, is_measured=True)
+    free = (256 << 20) + (12 << 20) + 3000 * BLOCK_BYTES
+    options = EngineOptions(block_size=4, max_model_len=400)
+    assert size_engine(cuda_model(), replace(options, kv_cache_share=1.0), free, needs).num_blocks == 3000
+    few = size_engine(cuda_model(), replace(options, kv_cache_share=0.001), free, needs)
+    assert few.num_blocks == int(free * 0.001) // BLOCK_BYTES
+
+
+def test_measured_needs_that_do_not_fit():
+    """Steps that leave no room for a KV block are an error that names the flags to lower."""
+    needs = MemoryNeeds(0, 900 << 20, is_measured=True)
+    with pytest.raises(
+        SizingError, match=r"largest steps take 900 MiB and encoded items 256 MiB.*1024 MiB.*lower --max"
+    ):
+        size_engine(cuda_model(), EngineOptions(block_size=4), GIB, needs)
+
+
+def test_caches_of_a_named_size_are_compared_with_what_is_free():
+    """Caches that the user sized are refused where they cannot be allocated, and warned of where steps may fail."""
+    needs = MemoryNeeds(0, 300 << 20, recordings_bytes=100 << 20, is_measured=True)
+    options = EngineOptions(block_size=4, max_model_len=400)
+    for named in ({"kv_cache_bytes": 960 << 20}, {"num_blocks": (960 << 20) // BLOCK_BYTES}):
+        with pytest.raises(SizingError, match=r"take 960 MiB and recorded steps 100 MiB, and 1024 MiB.*--num-blocks"):
+            size_engine(cuda_model(), replace(options, **named), GIB, needs)
+    with capture_logs() as logs:
+        config = size_engine(cuda_model(), replace(options, kv_cache_bytes=500 << 20), GIB, needs)
+    assert config.num_blocks == (500 << 20) // BLOCK_BYTES
+    [warning] = logs
+    assert (warning["event"], warning["caches"], warning["short"]) == ("memory_overcommitted", "500 MiB", "132 MiB")
+    with capture_logs() as logs:
+        size_engine(cuda_model(), replace(options, kv_cache_bytes=300 << 20), GIB, needs)
+    assert not logs

@@ -82,6 +82,14 @@ def test_all_sizes_are_prepared() -> None:
     assert sorted(graphs._recordings) == [(size, context) for size in (1, 2, 4, 6) for context in (1024, 2000)]
 
 
+def test_recordings_share_the_memory_of_their_logits() -> None:
+    """All sizes leave their logits in the same place, which no recording keeps for itself."""
+    _, graphs = make()
+    one, four = graphs(decode_batch((5,))), graphs(decode_batch((3, 4, 5, 6)))
+    assert one.data_ptr() == four.data_ptr()
+    assert one.tolist() == four[:1].tolist() == [[7, 3]]
+
+
 def test_only_decode_steps_are_taken() -> None:
     """A step with a prompt's chunk, with items, or with a sequence that does not sample runs as it is."""
     batch = decode_batch((4, 5))
