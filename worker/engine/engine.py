@@ -10,7 +10,7 @@ Next: worker/engine/scheduler.py
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import structlog
 
@@ -32,7 +32,7 @@ from worker.engine.output import (
     StepOutput,
 )
 from worker.engine.refusal import refusal_of
-from worker.engine.sampler import Draw, Flight, Sampler
+from worker.engine.sampler import Draw, Flight, Sampler, rows_to_sample
 from worker.engine.schedule import Chunk, EncodeTask, Schedule
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence, SequenceGroup, Status
@@ -161,7 +161,7 @@ class Engine:
         self._land(plan)
         if error is not None:
             flights = self._recover(plan, error)
-        self._advance(plan)
+        self._advance(plan, flights)
         self._flights = [flight.take_off() for flight in flights]
         if error is not None or not self.config.async_scheduling:
             self._land(plan)
@@ -279,7 +279,7 @@ class Engine:
     def _draw(self, chunks: list[Chunk]) -> list[Flight]:
         drawn = self._flights[0].sampled if self._flights else None
         logits = self.runner.run(self.runner.prepare(chunks, drawn))
-        rows = _rows_to_sample(chunks)
+        rows = rows_to_sample(chunks, self.config.max_sequences - len(self.scheduler.running))
         return [Flight(self.sampler.start(logits, rows, drawn), rows)] if rows else []
 
     def _land(self, plan: Schedule) -> None:
@@ -290,12 +290,13 @@ class Engine:
                 if sequence.status is not Status.FINISHED:
                     self._note(sequence, draw, plan)
 
-    def _advance(self, plan: Schedule) -> None:
+    def _advance(self, plan: Schedule, flights: list[Flight]) -> None:
         for chunk in plan.chunks.values():
             prompt_is_computed = chunk.samples
             self.scheduler.complete(chunk, plan)
             if prompt_is_computed and chunk.sequence.forks:
-                self.scheduler.fork(chunk.sequence, plan)
+                drawn = {sequence for flight in flights for _, sequence in flight.rows}
+                self.scheduler.fork(chunk.sequence, plan, drawn)
         if plan.state_saves:
             self._save_states(plan)
 
@@ -383,14 +384,3 @@ class Engine:
         self.num_steps += 1
         updates, self._updates = self._updates, []
         return StepOutput(self.num_steps, updates, plan.need_items, self.load(), worked=has_work or plan.has_failed)
-
-
-def _rows_to_sample(chunks: Iterable[Chunk]) -> list[tuple[int, Sequence]]:
-    """Return (row of the logits, sequence) for all that draw a token; forks draw from their lead's row."""
-    rows: list[tuple[int, Sequence]] = []
-    number = 0
-    for chunk in chunks:
-        if chunk.samples:
-            rows += [(number, sequence) for sequence in (chunk.sequence, *chunk.sequence.forks)]
-            number += 1
-    return rows

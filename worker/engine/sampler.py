@@ -3,6 +3,7 @@
 Next: kernels/tessera_kernels/sampling.py
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from tessera_kernels.sampling import ROW, SampledRows, SamplingBatch
 from worker.engine.noise import row_key
 from worker.engine.output import Logprob, TokenLogprob
 from worker.engine.penalties import changes_of
+from worker.engine.schedule import Chunk
 from worker.engine.sequence import PENDING, Sequence, Status
 
 Rows = list[tuple[int, Sequence]]
@@ -26,6 +28,24 @@ class Draw(NamedTuple):
 
     token_id: int
     logprob: Logprob | None = None
+
+
+def rows_to_sample(chunks: Iterable[Chunk], seats: int) -> Rows:
+    """Return (row of the logits, sequence) for all that draw a token.
+
+    Args:
+        chunks: of the step.
+        seats: how many forks may draw from their leads' rows; the others will have to compute the prompt again.
+    """
+    rows: Rows = []
+    number = 0
+    for chunk in chunks:
+        if chunk.samples:
+            seated = chunk.sequence.forks[:seats]
+            rows += [(number, sequence) for sequence in (chunk.sequence, *seated)]
+            seats -= len(seated)
+            number += 1
+    return rows
 
 
 class Flight(NamedTuple):

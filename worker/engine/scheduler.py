@@ -8,6 +8,7 @@ Next: worker/engine/batch.py
 """
 
 from bisect import insort
+from collections.abc import Container
 
 from worker.engine.block_pool import BlockPool
 from worker.engine.config import EngineConfig
@@ -154,17 +155,17 @@ class Scheduler:
         insort(self._suspects, sequence, key=_rank)
         return True
 
-    def fork(self, lead: Sequence, plan: Schedule) -> list[Sequence]:
+    def fork(self, lead: Sequence, plan: Schedule, drawn: Container[Sequence]) -> list[Sequence]:
         """Give the forks of a sequence, whose prompt has just been computed, its blocks; return them.
 
         The partly filled last block is shared too: whoever writes to it first while others hold it gets a copy.
-        A fork that finds no seat waits and recomputes.
+        A fork that nothing was drawn for, or that finds no seat, waits and recomputes.
         """
         forks, lead.forks = lead.forks, []
         for fork in forks:
             fork.lead = None
             fork.block_keys = list(lead.block_keys)
-            if len(self.running) >= self._config.max_sequences:
+            if fork not in drawn or len(self.running) >= self._config.max_sequences:
                 self._items.want_all(fork)
                 insort(self.waiting, fork, key=_rank)
                 continue

@@ -208,11 +208,12 @@ def test_a_preempted_sequence_takes_its_token_along(seed):
     assert harness.engine.scheduler.num_preemptions
 
 
-def test_forks_without_a_seat_wait_with_their_token():
-    """Choices that find no seat when their prompt is done keep the token drawn for them, be it their last."""
+def test_forks_without_a_seat_are_drawn_later():
+    """A step draws for no more sequences than may run; choices beyond that wait, be the first token their last."""
     for max_tokens in (1, 6):
-        harness = Harness(async_scheduling=True, max_sequences=2)
-        harness.add("a", prompt_of(6), max_tokens=max_tokens, choices=(0, 1, 2, 3))
+        harness, sampler = watched(max_sequences=2)
+        harness.add("a", prompt_of(6), max_tokens=max_tokens, choices=(0, 1, 2, 3, 4))
         harness.run()
         tokens = greedy_tokens(prompt_of(6), num_tokens=max_tokens)
-        assert harness.tokens == {("a", choice): tokens for choice in range(4)}
+        assert harness.tokens == {("a", choice): tokens for choice in range(5)}
+        assert max(len(sampled.words) for _, sampled in sampler.events) == 2
