@@ -189,7 +189,7 @@ class Decoder:
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             x, residual = layer(x, residual, step, cache, keep if index == last else None)
             _add_deepstack(batch, index, residual)
-        if keep is None:
+        if keep is None and batch.logits_indices.shape[0] < batch.num_tokens:
             x, residual = x[batch.logits_indices], residual[batch.logits_indices]
         return self.head(self.norm.add(x, residual))
 
