@@ -65,6 +65,9 @@ TESSERA_SCHEMAS(m) {
   m.def("mrope_positions(Tensor segments, int tokens) -> Tensor");
   m.def("merge_embeddings(Tensor(a!) hidden, Tensor features, Tensor source, Tensor target, bool add) -> ()");
 
+  // slots of a cache
+  m.def("copy_slots(Tensor(a!) cache, Tensor pairs) -> ()");
+
   // mixture of experts: an entry is token * k + choice; order holds them expert by expert, starts where each begins
   m.def(
       "choose_experts(Tensor logits, Tensor? bias, int k, bool sigmoid, int num_groups, int top_groups, "

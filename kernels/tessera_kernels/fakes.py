@@ -136,6 +136,7 @@ FAKES: dict[str, _Fake] = {
     "gated_rms_norm": _gated,
     "mrope_positions": _positions,
     "merge_embeddings": _nothing,
+    "copy_slots": _nothing,
 }
 
 

@@ -30,6 +30,7 @@ from tessera_kernels.series import (
     series_patches,
     series_windows,
 )
+from tessera_kernels.slots import copy_slots
 from tessera_kernels.transfer import on_device
 from tessera_kernels.vision import (
     add_positions,
@@ -57,6 +58,7 @@ __all__ = [
     "causal_conv",
     "centred_patches",
     "choose_experts",
+    "copy_slots",
     "gated_delta_rule",
     "gated_rms_norm",
     "gelu",

@@ -42,8 +42,8 @@ LOGITS_TOLERANCE = 2e-4  # fp32 sums in another order; logits are of order one t
 # What every language model runs on, and what some add.
 COMMON = {"add_rms_norm", "merge_embeddings", "mrope_positions", "paged_attention", "qk_norm_rope_store"}
 OF_FAMILY = {
-    "qwen3_5": {"causal_conv", "gated_delta_rule", "gated_rms_norm"},
-    "qwen3_5_moe": {"causal_conv", "gated_delta_rule", "gated_rms_norm"},
+    "qwen3_5": {"causal_conv", "copy_slots", "gated_delta_rule", "gated_rms_norm"},
+    "qwen3_5_moe": {"causal_conv", "copy_slots", "gated_delta_rule", "gated_rms_norm"},
 }
 # gate and up of experts share a product, whose end is their swiglu
 OF_EXPERTS = {"choose_experts", "sort_by_expert", "grouped_linear", "combine_experts"}

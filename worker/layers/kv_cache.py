@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tessera_kernels import memory
+from tessera_kernels import memory, ops
 from worker.layers.state_cache import StateCache
 
 
@@ -82,8 +82,5 @@ class KVCache:
         Args:
             pairs: (source block id, destination block id); no block is both.
         """
-        if not pairs:
-            return
-        source = torch.tensor([pair[0] for pair in pairs], device=self.device)
-        destination = torch.tensor([pair[1] for pair in pairs], device=self.device)
-        self.blocks[:, :, destination] = self.blocks[:, :, source]
+        layers, _, num_blocks = self.blocks.shape[:3]
+        ops.copy_slots(self.blocks.view(2 * layers, num_blocks, -1), pairs)

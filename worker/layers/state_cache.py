@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tessera_kernels import ops
+
 
 @dataclass(frozen=True)
 class StateShape:
@@ -81,9 +83,5 @@ class StateCache:
         Args:
             pairs: (source slot, destination slot); no slot is both.
         """
-        if not pairs:
-            return
-        sources = torch.tensor([source for source, _ in pairs], device=self.conv.device)
-        destinations = torch.tensor([destination for _, destination in pairs], device=self.conv.device)
         for states in (self.conv, self.recurrent):
-            states.index_copy_(1, destinations, states.index_select(1, sources))
+            ops.copy_slots(states.flatten(2), pairs)
