@@ -5,10 +5,12 @@ Next: worker/models/decode_graph.py
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from worker.layers.graph import EagerGraph
 from worker.layers.kv_cache import KVCache
+from worker.models import decode_graph
 from worker.models.base import ForwardBatch
 from worker.models.decode_graph import DecodeGraphs
 
@@ -45,6 +47,12 @@ class Model:
         return torch.stack((batch.input_ids[rows], batch.context_lens[rows].long()), dim=1).float()
 
 
+@pytest.fixture
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings of 1, 2 and 4 sequences, and of the most."""
+    monkeypatch.setattr(decode_graph, "BATCH_SIZES", (1, 2, 4, 8))
+
+
 def make() -> tuple[Model, DecodeGraphs]:
     """Recordings for up to 6 sequences."""
     model = Model()
@@ -52,6 +60,7 @@ def make() -> tuple[Model, DecodeGraphs]:
     return model, DecodeGraphs(model.forward, cache, 6, MAX_LEN, EagerGraph)
 
 
+@pytest.mark.usefixtures("few_sizes")
 def test_a_step_is_padded_to_the_next_size() -> None:
     """Three sequences run as four; the fourth writes nowhere, has no rows and no context, and is not answered."""
     model, graphs = make()
@@ -65,6 +74,7 @@ def test_a_step_is_padded_to_the_next_size() -> None:
     assert seen.block_tables[:3, :3].eq(3).all()
 
 
+@pytest.mark.usefixtures("few_sizes")
 def test_sizes_are_met_again() -> None:
     """A recording serves every step up to its size and context; a larger one leaves nothing behind in it."""
     model, graphs = make()
@@ -75,11 +85,21 @@ def test_sizes_are_met_again() -> None:
     assert sorted(graphs._recordings) == [(4, 1024), (4, 2000)]
 
 
+@pytest.mark.usefixtures("few_sizes")
 def test_all_sizes_are_prepared() -> None:
     """Each batch size up to the most sequences is recorded for each length of context up to the longest."""
     _, graphs = make()
     graphs.prepare()
     assert sorted(graphs._recordings) == [(size, context) for size in (1, 2, 4, 6) for context in (1024, 2000)]
+
+
+def test_few_sequences_are_not_padded() -> None:
+    """A padded row costs a small step of experts most, so up to eight sequences each number has its recording."""
+    assert set(range(1, 9)) <= set(decode_graph.BATCH_SIZES)
+    for count in range(1, 7):
+        model, graphs = make()
+        graphs(decode_batch((5,) * count))
+        assert len(model.seen[0].query_lens) == count
 
 
 def test_recordings_share_the_memory_of_their_logits() -> None:
