@@ -50,11 +50,12 @@ format: install $(BUF) ## put code and protos in shape
 	$(BIN)/ruff format .
 	$(BUF) format -w protos
 
-test: install emulator ## all tests
-	$(BIN)/pytest
+test: install emulator ## all tests: those without servers on all cores, then the others, which want them for themselves
+	$(BIN)/pytest -n auto tests/unit tests/rules
+	$(BIN)/pytest tests/parity tests/e2e
 
 unit: install emulator ## tests without servers
-	$(BIN)/pytest tests/unit tests/rules
+	$(BIN)/pytest -n auto tests/unit tests/rules
 
 parity: install emulator ## comparisons with transformers
 	$(BIN)/pytest tests/parity

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from tests import torchvision_stub
+from tests.error_ratios import pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown
+
+__all__ = ["pairs", "pytest_sessionfinish", "pytest_terminal_summary", "pytest_testnodedown", "tiny"]
 
 if TYPE_CHECKING:
     from tests.e2e.harness import Pairs

@@ -23,7 +23,7 @@ NAN = float("nan")
 # RMS of the error over RMS of the exact result: a few units in the last place of what storage holds.
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
 
-# Largest ratio seen in this run, by op and type; printed after the tests.
+# Largest ratio seen in this run, by op and type; tests/error_ratios.py prints it after the tests.
 SEEN: dict[str, dict[torch.dtype, float]] = defaultdict(dict)
 
 

@@ -106,7 +106,7 @@ class OnDevice:
         (torch.zeros(2, dtype=torch.int16), "TENSOR_DTYPE"),
         (torch.zeros(2, requires_grad=True), "TENSOR_SOURCE"),
         (torch.zeros(2, device="meta"), "TENSOR_DEVICE"),
-        (OnDevice(), "TENSOR_DEVICE"),
+        pytest.param(OnDevice(), "TENSOR_DEVICE", id="on a GPU"),
         ([1.0, 2.0], "TENSOR_SOURCE"),
         (array.array("b", [1]), "TENSOR_DTYPE"),
         (np.float32(1.0), "TENSOR_SHAPE"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tessera_kernels import cuda
-from tests.cuda_ops import DTYPES, SEEN, Target, emulated_library
+from tests.cuda_ops import DTYPES, Target, emulated_library
 
 
 @pytest.fixture(params=["forward", "backward", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -44,12 +44,3 @@ def _cuda_library() -> cuda.OpLibrary:
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Run a test in each storage type."""
     return request.param
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the largest RMS error ratio of each op and type."""
-    if SEEN:
-        terminalreporter.section("CUDA ops: RMS error ratios", sep="-")
-    for op, ratios in sorted(SEEN.items()):
-        cells = (f"{str(dtype).removeprefix('torch.')} {ratios[dtype]:.1e}" for dtype in DTYPES if dtype in ratios)
-        terminalreporter.line(f"{op:<28}" + "   ".join(cells))

@@ -29,7 +29,10 @@ PARAMS: list[dict[str, Any]] = [
 
 
 # Of records to the device and words back, and views of them.
-MOVES = {"_pin_memory", "_to_copy", "copy_", "detach", "empty", "is_pinned", "lift_fresh", "split_with_sizes", "view"}
+MOVES = {
+    "_pin_memory", "_to_copy", "copy_", "detach", "empty", "is_pinned", "lift_fresh", "split_with_sizes",
+    "to.dtype_layout", "view",
+}  # fmt: skip
 
 
 class Calls(TorchDispatchMode):

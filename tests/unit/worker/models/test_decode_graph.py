@@ -3,10 +3,13 @@
 Next: worker/models/decode_graph.py
 """
 
+from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from worker.layers.graph import EagerGraph
 from worker.layers.kv_cache import KVCache
@@ -45,6 +48,19 @@ class Model:
         self.seen.append(replace(batch, **tensors))
         rows = batch.logits_indices
         return torch.stack((batch.input_ids[rows], batch.context_lens[rows].long()), dim=1).float()
+
+
+class DispatchCount(TorchDispatchMode):
+    """Counts ops by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an op, and count it."""
+        self.names[func.__name__.split(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -100,6 +116,22 @@ def test_few_sequences_are_not_padded() -> None:
         model, graphs = make()
         graphs(decode_batch((5,) * count))
         assert len(model.seen[0].query_lens) == count
+
+
+@pytest.mark.usefixtures("few_sizes")
+@pytest.mark.parametrize("count", [2, 3])
+def test_inputs_go_in_by_three_launches(count: int) -> None:
+    """Numbers of either width in one launch each, block tables in another, whether rows are left over or not."""
+    _, graphs = make()
+    batch = decode_batch(tuple(range(1, count + 1)))
+    graphs(batch)
+    recording = graphs._recordings[2 * (count // 2 + count % 2), 1024]
+    with DispatchCount() as calls:
+        graphs._inputs.fill(recording.batch, batch)
+    assert {name: n for name, n in calls.names.items() if "copy" in name or "fill" in name} == {
+        "_foreach_copy_": 2,
+        "copy_": 1,
+    }
 
 
 def test_recordings_share_the_memory_of_their_logits() -> None:
