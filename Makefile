@@ -51,8 +51,8 @@ format: install $(BUF) ## put code and protos in shape
 	$(BUF) format -w protos
 
 test: install emulator ## all tests: those without servers on all cores, then the others, which want them for themselves
-	$(BIN)/pytest -n auto tests/unit tests/rules
-	$(BIN)/pytest tests/parity tests/e2e
+	$(BIN)/pytest -n auto tests --ignore tests/e2e --ignore-glob '*/parity/test_grpc_*'
+	$(BIN)/pytest tests/parity/test_grpc_*.py tests/e2e
 
 unit: install emulator ## tests without servers
 	$(BIN)/pytest -n auto tests/unit tests/rules

@@ -41,9 +41,11 @@ def rows_to_sample(chunks: Iterable[Chunk], seats: int) -> Rows:
     number = 0
     for chunk in chunks:
         if chunk.samples:
-            seated = chunk.sequence.forks[:seats]
-            rows += [(number, sequence) for sequence in (chunk.sequence, *seated)]
-            seats -= len(seated)
+            rows.append((number, chunk.sequence))
+            if chunk.sequence.forks:
+                seated = chunk.sequence.forks[:seats]
+                rows += [(number, sequence) for sequence in seated]
+                seats -= len(seated)
             number += 1
     return rows
 
@@ -98,7 +100,7 @@ class Sampler:
         """Wait for what was begun, and return it."""
         drawn = sampled.fetch()
         draws = [Draw(token) for token in drawn.tokens]
-        for number, (_, sequence) in enumerate(rows):
+        for number, (_, sequence) in enumerate(rows if drawn.logprobs else ()):
             if sequence.params.logprobs:
                 chosen = TokenLogprob(drawn.tokens[number], drawn.logprobs[number])
                 top = zip(drawn.top_tokens[number], drawn.top_logprobs[number], strict=True)

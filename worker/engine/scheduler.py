@@ -191,7 +191,7 @@ class Scheduler:
         for sequence in tuple(self.running):
             if plan.num_tokens >= self._config.max_batched_tokens:
                 return
-            if self._can_go_on(sequence) and sequence not in plan.chunks:
+            if sequence not in plan.chunks and self._can_go_on(sequence):
                 self._continue_prefill(sequence, plan)
 
     def _continue_prefill(self, sequence: Sequence, plan: Schedule) -> None:
@@ -208,7 +208,7 @@ class Scheduler:
 
     def _can_go_on(self, sequence: Sequence) -> bool:
         """Return whether one of those that ran when the step began was not preempted since, and has more to compute."""
-        return sequence.status is Status.RUNNING and not self._awaits_end(sequence)
+        return sequence.status is Status.RUNNING and (sequence.pending < 0 or not sequence.is_full)
 
     def _run_suspect(self, plan: Schedule) -> bool:
         """Run the first of a failed step's sequences that can, alone; False where one finds no room.
