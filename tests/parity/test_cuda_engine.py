@@ -71,6 +71,24 @@ def run(engine: Engine) -> None:
             assert update.failure is None, update.failure
 
 
+class HostReads(TorchDispatchMode):
+    """Notes ops whose results, or their sizes, the host waits for."""
+
+    NAMES = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2", "repeat_interleave")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an op, and note it where it is one of those."""
+        name = func.__name__.split(".")[0]
+        masks = [x for x in (args[1] if name in ("index", "index_put_") else ()) if x is not None]
+        if name in self.NAMES or any(mask.dtype is torch.bool for mask in masks):
+            self.noted.add(name)
+        return func(*args, **(kwargs or {}))
+
+
 def rows_of(path: Path, *, recorded: bool, dtype: str = "float32") -> tuple[dict[Any, torch.Tensor], Counter[str]]:
     """Run all prompts of a family together in small steps; return each token's logits and the ops that ran."""
     model = load_model(path, dtype)
@@ -81,10 +99,11 @@ def rows_of(path: Path, *, recorded: bool, dtype: str = "float32") -> tuple[dict
             if isinstance(encoder, VisionEncoder):
                 encoder.tower.record(EagerGraph)  # type: ignore[call-arg]
     prompts = make_prompts(model)
-    with Seen() as seen:
+    with Seen() as seen, HostReads() as reads:
         for name in names_of(path.name.rstrip("0123456789")):
             submit(engine, name, "greedy", prompts[name], (0,))
         run(engine)
+    assert not (recorded and reads.noted), f"a step waits for {reads.noted}"
     assert isinstance(engine.sampler, Recorder)
     return {(key, draw.token_id): logits for key, logits, draw in engine.sampler.seen}, seen.ops
 
