@@ -71,29 +71,12 @@ def boot(settings: WorkerSettings, report: Report) -> tuple[Engine, Path]:
         model.record()  # before memory is shared out: recordings keep theirs
     config = configure(model, settings)
     engine = Engine(config, model)
-    states = engine.runner.kv_cache.states
     report("warming", 0.0)
     log_ops(model)
     warm_up(engine)
     if not settings.check_launches:
         engine.runner.record()
-    log.info(
-        "model_ready",
-        architecture=model.info.architecture,
-        device=str(model.device),
-        dtype=model.info.dtype,
-        threads=torch.get_num_threads(),
-        batch_invariant=settings.batch_invariant,
-        weight_bytes=model.weight_bytes,
-        kv_cache_bytes=engine.runner.kv_cache.size_bytes,
-        num_blocks=config.num_blocks,
-        max_model_len=config.max_model_len,
-        encoder_cache_bytes=config.encoder_cache_bytes,
-        state_bytes=states.size_bytes if states else 0,
-        free_bytes=free_bytes(model.device),
-        load_s=round(loaded - start, 3),
-        warm_up_s=round(time.monotonic() - loaded, 3),
-    )
+    log_ready(engine, load_s=loaded - start, warm_up_s=time.monotonic() - loaded)
     return engine, model_dir
 
 
@@ -120,6 +103,29 @@ def log_ops(model: CausalLM) -> None:
         by_choice.setdefault(choice, []).append(op)
     for choice, names in by_choice.items():
         log.info("ops_chosen", implementation=choice.implementation, reason=choice.reason, ops=names)
+
+
+def log_ready(engine: Engine, *, load_s: float, warm_up_s: float) -> None:
+    """Log what serves, and what memory it took."""
+    model, config, cache = engine.model, engine.config, engine.runner.kv_cache
+    log.info(
+        "model_ready",
+        architecture=model.info.architecture,
+        device=str(model.device),
+        dtype=model.info.dtype,
+        threads=torch.get_num_threads(),
+        batch_invariant=invariance.enabled(),
+        async_scheduling=config.async_scheduling,
+        weight_bytes=model.weight_bytes,
+        kv_cache_bytes=cache.size_bytes,
+        num_blocks=config.num_blocks,
+        max_model_len=config.max_model_len,
+        encoder_cache_bytes=config.encoder_cache_bytes,
+        state_bytes=cache.states.size_bytes if cache.states else 0,
+        free_bytes=free_bytes(model.device),
+        load_s=round(load_s, 3),
+        warm_up_s=round(warm_up_s, 3),
+    )
 
 
 def refuse_variance(obstacle: str | None) -> None:

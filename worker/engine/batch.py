@@ -122,7 +122,7 @@ class BatchBuilder:
             last = row + end - start
             if end - start == 1:
                 self._input_ids[row] = sequence.token_ids[start]
-                self._slots[row] = int(table[start // size]) * size + start % size
+                self._slots[row] = sequence.block_table[start // size] * size + start % size
             else:
                 self._input_ids[row:last] = sequence.token_ids[start:end]
                 index = np.arange(start, end)
