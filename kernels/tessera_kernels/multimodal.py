@@ -19,14 +19,9 @@ def mrope_positions(segments: torch.Tensor, tokens: int) -> torch.Tensor:
     Returns:
         int64 (3, tokens).
     """
-    if places_tokens(segments.device):
+    if cuda.runs_on(segments.device, torch.float32):
         return cuda.ops().mrope_positions(segments, tokens)
     return reference_multimodal.mrope_positions(segments, tokens)
-
-
-def places_tokens(device: torch.device) -> bool:
-    """Tell whether a device finds positions by a kernel of its own; elsewhere the host has them as fast."""
-    return cuda.runs_on(device, torch.float32)
 
 
 def merge_embeddings(

@@ -16,7 +16,7 @@ from tessera_kernels.implementations import Choice, implementations
 from tessera_kernels.linear import LinearWeight
 from tessera_kernels.linear_attention import causal_conv, gated_delta_rule, gated_rms_norm
 from tessera_kernels.moe import ExpertWeights
-from tessera_kernels.multimodal import merge_embeddings, mrope_positions, places_tokens
+from tessera_kernels.multimodal import merge_embeddings, mrope_positions
 from tessera_kernels.norms import add_layer_norm, add_rms_norm, gelu, layer_norm, rms_norm
 from tessera_kernels.reference import interpolate_positions, merge_order
 from tessera_kernels.reference_gated_delta import Sequences
@@ -76,7 +76,6 @@ __all__ = [
     "on_device",
     "paged_attention",
     "patches_of_items",
-    "places_tokens",
     "position_taps",
     "qk_norm_rope",
     "qk_norm_rope_store",

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from tessera.items import PlaceholderRange
+from tests.positions import positions_of
 from worker.layers.kv_cache import KVCache
-from worker.layers.positions import positions_of
 from worker.models.base import CausalLM, EncoderInput, EncoderOutput, ForwardBatch, ItemLayout, ItemSize
 
 BLOCK_SIZE = 8

@@ -17,13 +17,13 @@ from worker.engine.encoder_cache import ItemKey
 from worker.engine.schedule import Chunk
 from worker.engine.sequence import Sequence
 from worker.engine.upload import Upload
-from worker.layers.positions import cut_segments, positions_of
+from worker.layers.positions import cut_segments
 from worker.models.base import EncoderOutput, ForwardBatch
 
 EncodedItem = Callable[[ItemKey], EncoderOutput]
 Merged = tuple[torch.Tensor | None, np.ndarray, torch.Tensor | None]
 Segment = tuple[int, int, int, int, int, int]
-"""A row of what `positions_of` takes."""
+"""A row of what `ops.mrope_positions` takes."""
 _NO_RANGES = np.zeros((2, 0, 2), np.int64)
 
 
@@ -37,7 +37,6 @@ class BatchBuilder:
     """
 
     def __init__(self, config: EngineConfig, device: torch.device, has_state: bool = False) -> None:
-        self._device = device
         self._has_state = has_state
         self._block_size = config.block_size
         self._upload = Upload(device)
@@ -66,30 +65,30 @@ class BatchBuilder:
         num_tokens = int(starts[-1])
         rows = starts[:-1].tolist()
         found, tables, wanted, pending = self._fill(chunks, rows)
-        segments = np.array(found, np.int64)
         embeds, ranges, deepstack = self._gather(chunks, rows, encoded)
         kv_lens = tuple([chunk.end for chunk in chunks])
-        on_device = ops.places_tokens(self._device)
-        input_ids, axes, slots, blocks, context_lens, query_start, indices, states, item_ranges, places = self._upload(
-            [
-                self._input_ids[:num_tokens],
-                segments if on_device else positions_of(segments, num_tokens),
-                self._slots[:num_tokens],
-                self._block_tables(tables),
-                np.array(kv_lens, np.int32),
-                starts,
-                np.array(wanted, np.int64),
-                self._states(chunks),
-                ranges,
-                np.array(pending, np.int64).reshape(-1, 2).T,
-            ]
+        input_ids, segments, slots, blocks, context_lens, query_start, indices, states, item_ranges, places = (
+            self._upload(
+                [
+                    self._input_ids[:num_tokens],
+                    np.array(found, np.int64),
+                    self._slots[:num_tokens],
+                    self._block_tables(tables),
+                    np.array(kv_lens, np.int32),
+                    starts,
+                    np.array(wanted, np.int64),
+                    self._states(chunks),
+                    ranges,
+                    np.array(pending, np.int64).reshape(-1, 2).T,
+                ]
+            )
         )
         if pending:
             assert drawn is not None
             input_ids.index_copy_(0, places[0], drawn[places[1]].long())
         return ForwardBatch(
             input_ids=input_ids,
-            positions=ops.mrope_positions(axes, num_tokens) if on_device else axes,
+            positions=ops.mrope_positions(segments, num_tokens),
             slot_mapping=slots,
             block_tables=blocks,
             context_lens=context_lens,
@@ -99,8 +98,8 @@ class BatchBuilder:
             kv_lens=kv_lens,
             state_slots=states if self._has_state else None,
             mm_embeds=embeds,
-            mm_source=None if embeds is None else item_ranges[0],
-            mm_target=None if embeds is None else item_ranges[1],
+            mm_source=None if embeds is None else runs[0],
+            mm_target=None if embeds is None else runs[1],
             mm_deepstack=deepstack,
         )
 

@@ -41,7 +41,7 @@ def mrope_segments(prompt_len: int, items: Iterable[Item], merge: int) -> tuple[
         merge: patches merged along each side into one token.
 
     Returns:
-        int64 (count, 6), as `positions_of` takes them, and the position of the first generated token (max + 1).
+        int64 (count, 6), as `ops.mrope_positions` takes them, and the position of the first generated token (max + 1).
 
     Raises:
         InvalidArgument: ranges overlap, leave the prompt, or do not fit their grid.
@@ -89,30 +89,6 @@ def cut_segments(segments: np.ndarray, start: int, end: int, row: int) -> np.nda
     part[-1, 1] = min(part[-1, 1], end - part[-1, 0])
     part[:, 0] += row - start
     return part
-
-
-def positions_of(segments: np.ndarray, tokens: int) -> np.ndarray:
-    """Return (time, height, width) of a step's tokens: on the host what `ops.mrope_positions` does on a device.
-
-    Args:
-        segments: int64 (count, 6), ascending: first token in the step, tokens, first position, height and width of the
-            grid in tokens (0 for text), tokens before the step. They cover the step.
-        tokens: of the step.
-
-    Returns:
-        int64 (3, tokens).
-    """
-    first, counts, base, height, width, passed = segments.T
-    if len(segments) == tokens and not height.any():
-        return np.tile(base + passed, (3, 1))  # decodes
-    token = np.arange(tokens) + np.repeat(passed - first, counts)
-    positions = np.tile(np.repeat(base, counts) + token, (3, 1))
-    for index in np.flatnonzero(height):
-        start, end = first[index], first[index] + counts[index]
-        k = token[start:end]
-        time, place = np.divmod(k, height[index] * width[index])
-        positions[:, start:end] += np.stack((time, place // width[index], k % width[index])) - k
-    return positions
 
 
 def _frames(items: Iterable[Item], merge: int) -> Iterator[tuple[int, int, int]]:

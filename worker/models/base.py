@@ -290,7 +290,7 @@ class CausalLM(ABC):
             items: every item of the prompt, ordered by first offset.
 
         Returns:
-            Segments, int64 (count, 6), which `worker.layers.positions.positions_of` describes, and the position of
+            Segments, int64 (count, 6), which `ops.mrope_positions` describes, and the position of
             the first generated token on all axes (max + 1).
 
         Raises:

@@ -11,7 +11,8 @@ import torch
 from tessera.items import PlaceholderRange
 from tessera_kernels import cuda, ops, reference_multimodal
 from tests.cuda_ops import Target, check_op
-from worker.layers.positions import Item, mrope_segments, positions_of
+from tests.positions import positions_of
+from worker.layers.positions import Item, mrope_segments
 
 MERGE = 2
 Segment = tuple[int, int, int, int, int, int]

@@ -3,16 +3,15 @@
 Next: worker/engine/sampler.py
 """
 
-from collections import Counter
 from itertools import chain
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessera_kernels import cuda
 from tests.cuda_ops import Target
+from tests.dispatch import Calls
 from worker.engine.sampler import Draw, Sampler, batch_of
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.sequence import Sequence, SequenceGroup
@@ -33,20 +32,6 @@ MOVES = {
     "_pin_memory", "_to_copy", "copy_", "detach", "empty", "is_pinned", "lift_fresh", "split_with_sizes",
     "to.dtype_layout", "view",
 }  # fmt: skip
-
-
-class Calls(TorchDispatchMode):
-    """Counts the ops that are dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        space, _, name = str(func.name()).partition("::")
-        if space != "profiler":  # named ranges are the host's
-            self.names[name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def sequences() -> list[Sequence]:

@@ -14,13 +14,13 @@ import torch
 from tessera.items import MultimodalItem
 from tessera.modality import Modality, PayloadKind
 from tests.fakes.clock import ManualClock
+from tests.positions import positions_of
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.output import Logprob, SequenceUpdate, StepOutput
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.sequence import SequenceGroup, SequenceItem, TokenSpan
 from worker.layers.kv_cache import KVCache
-from worker.layers.positions import positions_of
 from worker.models.base import (
     CausalLM,
     EncoderInput,

@@ -4,9 +4,11 @@ All other tests of the engine run both ways, too.
 """
 
 import random
+from collections import Counter
 
 import pytest
 import structlog
+import torch
 
 from tests.unit.worker.engine.fakes import FakeModel, Harness, greedy_tokens, make_item, place
 from tests.unit.worker.engine.stateful import StatefulHarness, stateful_tokens, text
@@ -217,3 +219,22 @@ def test_forks_without_a_seat_are_drawn_later():
         tokens = greedy_tokens(prompt_of(6), num_tokens=max_tokens)
         assert harness.tokens == {("a", choice): tokens for choice in range(5)}
         assert max(len(sampled.words) for _, sampled in sampler.events) == 2
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_a_profile_shows_what_a_step_did(mode):
+    """Encoding, prefill, decode and drawing are named ranges, as often as they happened."""
+    harness = Harness(async_scheduling=mode)
+    item = make_item(1, 4)
+    placed = place(item, (2, 4))
+    harness.stage(item)
+    harness.add("a", with_items(prompt_of(9), placed), [placed], max_tokens=4)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        harness.run()
+    counts = Counter(event.name for event in profile.events())
+    assert {name: counts[name] for name in ("encode", "prefill", "decode", "sample")} == {
+        "encode": 1,
+        "prefill": 1,
+        "decode": 3,
+        "sample": 4,
+    }

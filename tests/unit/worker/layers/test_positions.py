@@ -8,7 +8,8 @@ import pytest
 
 from tessera.errors import InvalidArgument
 from tessera.items import PlaceholderRange
-from worker.layers.positions import Item, cut_segments, mrope_segments, positions_of
+from tests.positions import positions_of
+from worker.layers.positions import Item, cut_segments, mrope_segments
 
 
 def mrope_positions(length: int, items: list[Item], merge: int) -> tuple[np.ndarray, int]:

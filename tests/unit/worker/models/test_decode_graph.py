@@ -3,14 +3,12 @@
 Next: worker/models/decode_graph.py
 """
 
-from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.dispatch import Calls
 from worker.layers.graph import EagerGraph
 from worker.layers.kv_cache import KVCache
 from worker.models import decode_graph
@@ -48,19 +46,6 @@ class Model:
         self.seen.append(replace(batch, **tensors))
         rows = batch.logits_indices
         return torch.stack((batch.input_ids[rows], batch.context_lens[rows].long()), dim=1).float()
-
-
-class DispatchCount(TorchDispatchMode):
-    """Counts ops by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an op, and count it."""
-        self.names[func.__name__.split(".")[0]] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -126,7 +111,7 @@ def test_inputs_go_in_by_three_launches(count: int) -> None:
     batch = decode_batch(tuple(range(1, count + 1)))
     graphs(batch)
     recording = graphs._recordings[2 * (count // 2 + count % 2), 1024]
-    with DispatchCount() as calls:
+    with Calls() as calls:
         graphs._inputs.fill(recording.batch, batch)
     assert {name: n for name, n in calls.names.items() if "copy" in name or "fill" in name} == {
         "_foreach_copy_": 2,

@@ -14,8 +14,8 @@ from tessera.errors import FailedPrecondition, InvalidArgument, ServeError, Unim
 from tessera.items import PlaceholderRange
 from tessera.time_series import MAX_LENGTH, MAX_USED_SAMPLES
 from tests.parity.model_harness import Prompt, make_drivers, run
+from tests.positions import positions_of
 from tests.tiny_interns1_pro import SERIES_CONFIG, TEXT_CONFIG, make_tiny_interns1_pro
-from worker.layers.positions import positions_of
 from worker.models.base import CausalLM, EncoderInput, ItemLayout, ItemSize
 from worker.models.checkpoint import CheckpointError
 from worker.models.interns1_pro_config import parse_intern_text, parse_series
