@@ -98,8 +98,8 @@ class BatchBuilder:
             kv_lens=kv_lens,
             state_slots=states if self._has_state else None,
             mm_embeds=embeds,
-            mm_source=None if embeds is None else runs[0],
-            mm_target=None if embeds is None else runs[1],
+            mm_source=None if embeds is None else item_ranges[0],
+            mm_target=None if embeds is None else item_ranges[1],
             mm_deepstack=deepstack,
         )
 
